@@ -1,0 +1,145 @@
+# ngx_moe: see `make help`.
+
+BUILD        ?= build
+PORT         ?= 8080
+MODEL        ?= conf/demo/model
+ENGINE_ARGS  ?=
+FUZZ_SECONDS ?= 60
+SAN          ?=
+LONG         ?=
+
+CC       ?= gcc
+PROVE    ?= prove
+O         = $(abspath $(BUILD))
+
+# The set of ring-and-security flags that gcc 12 has; warnings are errors.
+WARN      = -Wall -Wextra -Wformat=2 -Wconversion -Wsign-conversion \
+            -Wimplicit-fallthrough -Wvla -Walloca -Wno-format-truncation \
+            -Wno-format-nonliteral -Wstrict-prototypes -Wmissing-prototypes \
+            -Werror
+HARDEN    = -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
+            -fstack-clash-protection -fcf-protection=full \
+            -fno-delete-null-pointer-checks -fno-strict-overflow \
+            -fno-strict-aliasing
+ifneq ($(SAN),)
+HARDEN    = -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-strict-aliasing \
+            $(if $(findstring undefined,$(SAN)),-fno-sanitize-recover=undefined)
+LDSAN     = -fsanitize=$(SAN)
+endif
+
+# -ffp-contract=off: one order and one rounding in every build (D6).
+CFLAGS   ?= -O2 -g
+ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(CFLAGS) -ffp-contract=off -fPIE \
+            $(WARN) $(HARDEN) -Iengine -MMD -MP
+ALL_LDFLAGS = $(LDSAN) -pie -Wl,-z,relro,-z,now,-z,noexecstack $(LDFLAGS)
+LIBS      = -ljansson -lpcre2-8 -lpthread -lm
+
+# Files that need more than x86-64 say so by their name, and are reached only
+# through the run-time choice in engine/cpu/cpu.c.
+ISA_avx2   = -mavx2 -mfma -mf16c
+ISA_avx512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 \
+             -mavx512vnni -mfma -mf16c
+isa = $(foreach i,avx2 avx512,$(if $(filter %_$i,$(basename $(1))),$(ISA_$i)))
+
+SRC  := $(filter-out engine/main.c,$(wildcard engine/*.c engine/*/*.c))
+OBJ  := $(SRC:%.c=$(O)/%.o)
+UNIT := $(patsubst %.c,$(O)/%,$(wildcard t/unit/*.c t/unit/*/*.c t/kernel/*.c))
+BENCH := $(patsubst %.c,$(O)/%,$(wildcard t/bench/*.c))
+
+MODULE = $(O)/ngx_http_moe_module.so
+ENGINE = $(O)/moe-engine
+
+
+.PHONY: all engine module tests
+all: engine module
+
+engine: $(ENGINE)
+module: $(MODULE)
+tests: $(UNIT) $(BENCH)
+
+$(O)/%.o: %.c | build-deps
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(call isa,$<) -c $< -o $@
+
+$(O)/libmoe.a: $(OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(ENGINE): $(O)/engine/main.o $(O)/libmoe.a
+	$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
+
+# A unit test includes the .c file that it tests, and so hides the one in the
+# library; cmocka prints TAP for prove.
+$(O)/t/%: t/%.c $(O)/libmoe.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -Wno-missing-prototypes -I. -It $< $(O)/libmoe.a \
+	    $(ALL_LDFLAGS) -lcmocka $(LIBS) -o $@
+
+-include $(OBJ:.o=.d) $(O)/engine/main.d $(UNIT:=.d) $(BENCH:=.d)
+
+
+# The module, against Debian's nginx-dev, or NGINX_SRC=a configured-able tree.
+NGINX_SRC ?= /usr/share/nginx/src
+MODULE_SRC := config $(wildcard ngx_module/*.c ngx_module/*.h) \
+              engine/abi.h engine/ring.h engine/ring.c
+
+$(MODULE): $(MODULE_SRC) | build-deps
+	bash t/tools/build-module.sh $(NGINX_SRC) $(O)/nginx $@
+
+
+# What Debian has to bring; installed when something is missing.
+BUILD_PKGS = gcc libc6-dev libjansson-dev libpcre2-dev nginx nginx-dev dpkg-dev
+TEST_PKGS  = libcmocka-dev perl curl spin python3-venv nodejs npm chromium \
+             nghttp2-client python3-jinja2 procps
+missing = $(shell for p in $(1); do \
+            dpkg-query -W -f='$${Status}' $$p 2>/dev/null \
+            | grep -q 'ok installed' || echo $$p; done)
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+apt = @m="$(call missing,$(1))"; [ -z "$$m" ] || \
+      { $(SUDO) apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+        $(SUDO) apt-get install -q -y --no-install-recommends $$m; }
+
+.PHONY: build-deps test-deps
+build-deps:
+	$(call apt,$(BUILD_PKGS))
+
+test-deps: build-deps
+	$(call apt,$(TEST_PKGS))
+
+
+.PHONY: run start stop
+run: all
+	@t/tools/serve.sh run $(O) $(PORT) $(MODEL) $(ENGINE_ARGS)
+
+start: all
+	@t/tools/serve.sh start $(O) $(PORT) $(MODEL) $(ENGINE_ARGS)
+
+stop:
+	@t/tools/serve.sh stop $(O)
+
+
+.PHONY: test bench asan tsan clean help
+test: test-deps all tests
+	BUILD=$(O) LONG=$(LONG) $(PROVE) --timer -Ilib -It/lib \
+	    $(sort $(wildcard t/*.t)) $(UNIT)
+
+bench: all tests
+	BUILD=$(O) MODEL=$(MODEL) perl -It/lib t/bench/run.pl
+
+asan:
+	$(MAKE) test BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS="-O1 -g"
+
+tsan:
+	$(MAKE) test BUILD=$(BUILD)/tsan SAN=thread CFLAGS="-O1 -g"
+
+clean:
+	rm -rf $(BUILD)
+
+help:
+	@echo "make run [PORT=8080]      build, start engine and NGINX with the demo model; Ctrl-C stops"
+	@echo "make start | stop         the same in the background"
+	@echo "make test [LONG=1]        everything that needs no GPU"
+	@echo "make bench                every benchmark that this machine can run"
+	@echo "make asan | tsan          the tests under sanitizers"
+	@echo "make engine | module      one half of the build"
+	@echo "MODEL=DIR ENGINE_ARGS='...' BUILD=dir are honoured by run, start and bench"

@@ -1,0 +1,92 @@
+/*
+ * model.h - a loaded model: a directory of Hugging Face files becomes weights
+ * in a backend, and one call runs it.
+ *
+ * The mental model.  A model is read-only after loading.  Everything that
+ * changes is the KV store (kv.h), which the caller owns and passes by page
+ * numbers.  One forward call takes a batch of segments, each 1..n new tokens of
+ * one sequence at its position over its page table: decode, chunked prefill
+ * and the checking of drafted tokens are the same call.  A caller never sees a
+ * tensor, a dtype or a device; it gets rows of FP32 logits.
+ *
+ * D6: the logits of a segment do not depend on the other segments, on how a
+ * prompt was cut into calls, or on the number of threads: same bits.
+ *
+ * Must not know text: tokens are numbers here.
+ */
+#ifndef MOE_MODEL_H
+#define MOE_MODEL_H
+
+#include "base.h"
+
+#define MODEL_EOS_MAX   8
+#define MODEL_PAGE_TOK  64      /* tokens in a page of KV */
+
+struct model;
+
+struct model_options {
+    const char *dir;
+    const char *backend;        /* "cpu"; NULL = that */
+    const char *quant;          /* "f32" or "bf16"; NULL = "bf16" */
+    int         n_threads;      /* 0 = one per core */
+    int         max_batch_tok;  /* tokens of one forward call, in all */
+    int         max_batch_rows; /* rows of logits of one forward call */
+    int64_t     random_seed;    /* >= 0: random weights, config.json alone */
+    uint64_t    kv_bytes;       /* 0 = room for max_seqs of 4,096 tokens */
+    int         max_seqs;       /* sequences the KV plan should hold */
+
+    /* Called now and then while loading, from the loading thread; or NULL. */
+    void      (*progress)(void *ctx, uint64_t done_bytes, uint64_t all_bytes);
+    void       *progress_ctx;
+};
+
+/* What the rest of the engine may know of a model. */
+struct model_info {
+    char        family[32];     /* "deepseek_v3" */
+    uint32_t    n_vocab;        /* rows of logits; >= the tokenizer's */
+    uint32_t    n_ctx_tok;      /* longest sequence */
+    uint32_t    n_layers;
+    uint32_t    n_pages;        /* KV pages planned */
+    uint64_t    page_bytes;
+    uint64_t    weight_bytes;
+    uint64_t    active_weight_bytes;    /* read for one token */
+    uint32_t    eos[MODEL_EOS_MAX];     /* config.json and generation_config */
+    uint32_t    n_eos;
+    int64_t     bos;            /* -1: none */
+    int64_t     created;        /* mtime of config.json, seconds */
+
+    /* generation_config.json; a negative number: not given there. */
+    double      temperature;    /* do_sample false gives 0 */
+    double      top_p;
+    double      min_p;
+    double      repetition;
+    int         top_k;
+
+    char        plan[256];      /* one line for the log: memory, kernels */
+};
+
+/* NULL: e says file, tensor or key, expected and got. */
+struct model *model_load(const struct model_options *o, struct err *e);
+void model_free(struct model *m);
+const struct model_info *model_info(const struct model *m);
+
+
+/* n_tok new tokens of one sequence; they attend to positions 0 .. of it. */
+struct model_segment {
+    const uint32_t *tokens;     /* (n_tok) */
+    const uint32_t *pages;      /* page numbers covering pos + n_tok tokens */
+    int             n_tok;      /* >= 1 */
+    int             pos;        /* tokens already in the pages */
+    int             n_rows;     /* logits wanted: of the last n_rows tokens */
+};
+
+/*
+ * Runs the batch and appends its keys to the pages.  *logits becomes
+ * (sum of n_rows, n_vocab) FP32, in order, borrowed until the next call.  The
+ * sums of n_tok and n_rows are within the options' limits, page numbers below
+ * n_pages and pos + n_tok within n_ctx_tok: else it is our bug (assert).
+ */
+void model_forward(struct model *m, const struct model_segment *segs,
+                   int n_segs, float **logits);
+
+#endif /* MOE_MODEL_H */
