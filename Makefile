@@ -8,7 +8,9 @@ FUZZ_SECONDS ?= 60
 SAN          ?=
 LONG         ?=
 
-CC       ?= gcc
+ifeq ($(origin CC),default)
+CC        = gcc
+endif
 PROVE    ?= prove
 O         = $(abspath $(BUILD))
 
@@ -45,6 +47,8 @@ SRC  := $(filter-out engine/main.c,$(wildcard engine/*.c engine/*/*.c))
 OBJ  := $(SRC:%.c=$(O)/%.o)
 UNIT := $(patsubst %.c,$(O)/%,$(wildcard t/unit/*.c t/unit/*/*.c t/kernel/*.c))
 BENCH := $(patsubst %.c,$(O)/%,$(wildcard t/bench/*.c))
+TOOLS := $(patsubst %.c,$(O)/%,$(wildcard t/tools/*.c))
+FUZZ  := $(patsubst %.c,$(O)/%,$(wildcard t/fuzz/*.c))
 
 MODULE = $(O)/ngx_http_moe_module.so
 ENGINE = $(O)/moe-engine
@@ -55,11 +59,12 @@ all: engine module
 
 engine: $(ENGINE)
 module: $(MODULE)
-tests: $(UNIT) $(BENCH)
+tests: $(UNIT) $(BENCH) $(TOOLS)
 
 $(O)/%.o: %.c | build-deps
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(call isa,$<) -c $< -o $@
+	@echo $(CC) -c $< -o $@
+	@$(CC) $(ALL_CFLAGS) $(call isa,$<) -c $< -o $@
 
 $(O)/libmoe.a: $(OBJ)
 	@rm -f $@
@@ -70,12 +75,24 @@ $(ENGINE): $(O)/engine/main.o $(O)/libmoe.a
 
 # A unit test includes the .c file that it tests, and so hides the one in the
 # library; cmocka prints TAP for prove.
-$(O)/t/%: t/%.c $(O)/libmoe.a
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -Wno-missing-prototypes -I. -It $< $(O)/libmoe.a \
-	    $(ALL_LDFLAGS) -lcmocka $(LIBS) -o $@
+link = @mkdir -p $(@D); echo $(1) $< -o $@; $(1) $(ALL_CFLAGS) -Wno-missing-prototypes \
+       -MF $@.d -MT $@ -I. -It $(call isa,$<) $< $(O)/libmoe.a $(ALL_LDFLAGS) $(2) $(LIBS) -o $@
 
--include $(OBJ:.o=.d) $(O)/engine/main.d $(UNIT:=.d) $(BENCH:=.d)
+$(O)/t/unit/%: t/unit/%.c $(O)/libmoe.a
+	$(call link,$(CC),-lcmocka)
+
+$(O)/t/kernel/%: t/kernel/%.c $(O)/libmoe.a
+	$(call link,$(CC),-lcmocka)
+
+$(O)/t/%: t/%.c $(O)/libmoe.a
+	$(call link,$(CC),)
+
+# libFuzzer comes with clang, and wants the whole program built by it.
+$(O)/t/fuzz/%: t/fuzz/%.c $(O)/libmoe.a
+	$(call link,$(CC),-fsanitize=fuzzer)
+
+-include $(OBJ:.o=.d) $(O)/engine/main.d \
+         $(addsuffix .d,$(UNIT) $(BENCH) $(TOOLS) $(FUZZ))
 
 
 # The module, against Debian's nginx-dev, or NGINX_SRC=a configured-able tree.
@@ -129,6 +146,19 @@ bench: all tests
 asan:
 	$(MAKE) test BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS="-O1 -g"
 
+# One fuzzer after the other, FUZZ_SECONDS each.
+.PHONY: fuzz fuzz-run
+fuzz:
+	$(call apt,clang libclang-rt-14-dev)
+	$(MAKE) fuzz-run BUILD=$(BUILD)/fuzz CC=clang CFLAGS="-O1 -g" \
+	    SAN=address,undefined,fuzzer-no-link
+
+fuzz-run: $(FUZZ)
+	@set -e; for f in $(FUZZ); do echo "== $$(basename $$f)"; \
+	    mkdir -p $$f.corpus; \
+	    $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+	        -artifact_prefix=$$f- $$f.corpus; done
+
 tsan:
 	$(MAKE) test BUILD=$(BUILD)/tsan SAN=thread CFLAGS="-O1 -g"
 
@@ -141,5 +171,6 @@ help:
 	@echo "make test [LONG=1]        everything that needs no GPU"
 	@echo "make bench                every benchmark that this machine can run"
 	@echo "make asan | tsan          the tests under sanitizers"
+	@echo "make fuzz [FUZZ_SECONDS=] the fuzzers, one after the other (clang)"
 	@echo "make engine | module      one half of the build"
 	@echo "MODEL=DIR ENGINE_ARGS='...' BUILD=dir are honoured by run, start and bench"

@@ -1,7 +1,6 @@
 /*
  * base.c - see base.h.
  */
-#define _GNU_SOURCE
 #include "base.h"
 
 #include <errno.h>
