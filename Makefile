@@ -98,7 +98,8 @@ $(O)/t/fuzz/%: t/fuzz/%.c $(O)/libmoe.a
 # The module, against Debian's nginx-dev, or NGINX_SRC=a configured-able tree.
 NGINX_SRC ?= /usr/share/nginx/src
 MODULE_SRC := config $(wildcard ngx_module/*.c ngx_module/*.h) \
-              engine/abi.h engine/ring.h engine/ring.c
+              engine/abi.h engine/ring.h engine/ring.c \
+              engine/ring_peer.c
 
 $(MODULE): $(MODULE_SRC) | build-deps
 	bash t/tools/build-module.sh $(NGINX_SRC) $(O)/nginx $@

@@ -20,8 +20,13 @@
  *
  * Credits.  An event frame costs its length in cells.  A new request owns
  * `window_cells` of them; the worker gives cells back with CREDIT when the
- * client has taken the bytes.  Since the event ring holds n_slots windows, it
- * cannot fill; a client that does not read stops its own stream alone.
+ * client has taken the bytes.  A terminal frame costs none and is at most
+ * ABI_TERMINAL_CELLS long, so that a stalled stream can always be ended.
+ * Since the event ring holds n_slots windows and terminals, it cannot fill; a
+ * client that does not read stops its own stream alone.  Two rules make that
+ * so (t/spin/credit.pml): a slot is used again only after its terminal frame
+ * was taken, and the worker releases events before it publishes credits and
+ * requests that they paid for.
  *
  * All integers are little-endian as the machine has them (x86-64), all structs
  * are without padding, and their sizes are asserted below.  This header must
@@ -45,8 +50,11 @@
 #define ABI_FRAME_MAX       16384   /* bytes of one frame with its header */
 #define ABI_EVENT_MAX       4096    /* the same for engine -> worker frames */
 #define ABI_REQUEST_MAX     (32u << 20)     /* bytes of an assembled request */
+#define ABI_RING_MAX        (256u << 20)    /* bytes of a ring, either way */
 #define ABI_SLOTS_MAX       16384
 #define ABI_WINDOW_MIN      (ABI_EVENT_MAX / ABI_CELL_BYTES)
+#define ABI_WINDOW_MAX      65536
+#define ABI_TERMINAL_CELLS  16      /* DONE, ERROR, CANCELLED: no longer */
 #define ABI_CHOICES_MAX     8       /* OpenAI's n */
 #define ABI_STOPS_MAX       16
 #define ABI_BIASES_MAX      1024
@@ -120,8 +128,8 @@ struct abi_hello {
     uint32_t    minor;
     uint64_t    features;
     uint32_t    n_slots;        /* 1 .. ABI_SLOTS_MAX */
-    uint32_t    window_cells;   /* ABI_WINDOW_MIN .. 65536, per slot */
-    uint64_t    request_ring_bytes;     /* power of two */
+    uint32_t    window_cells;   /* ABI_WINDOW_MIN .. _MAX, per slot */
+    uint64_t    request_ring_bytes;     /* 2 * ABI_FRAME_MAX .. _RING_MAX */
     uint64_t    event_ring_bytes;       /* ring_event_bytes(n_slots, window) */
     uint64_t    nonce;          /* goes into the worker page's generation */
 };

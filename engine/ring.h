@@ -21,6 +21,10 @@
  * and rings if wake_at lies in what it has just published.  t/spin/wake.pml
  * proves that no wake-up is lost, and that each fence is needed.
  *
+ * Order of use.  Consumer: ring_get() until AGAIN or a bound, ring_release(),
+ * and ring_sleep() before it waits.  A side that does both releases what it
+ * took before it publishes what it put: credits must not run ahead of room.
+ *
  * Shared by the module and the engine; must not know either of them.
  */
 #ifndef MOE_RING_H
@@ -36,6 +40,7 @@
 #define RING_FAULT  (-1)        /* the peer broke the contract, or errno */
 
 #define RING_TEXT     160       /* bytes of a reason, NUL-terminated */
+#define RING_FDS_MAX  4         /* descriptors in one message */
 
 
 /* A memfd that this process has created and writes. */
@@ -72,8 +77,9 @@ struct ring_rx {
 };
 
 
-/* Bytes of an event ring that n_slots windows of window_cells cannot fill:
- * the next power of two above them and one frame of padding. */
+/* Bytes of an event ring that n_slots windows of window_cells and as many
+ * terminal frames cannot fill: the next power of two above them and one frame
+ * of padding.  More than ABI_RING_MAX is refused by ring_memory_create(). */
 uint64_t ring_event_bytes(uint32_t n_slots, uint32_t window_cells);
 
 /* Cells that a frame with n_bytes of payload takes. */
@@ -111,10 +117,11 @@ void ring_rx_init(struct ring_rx *rx, struct ring_memory *own,
 
 
 /*
- * Appends one frame whose payload is `a` followed by `b` (b may be NULL with
- * n_b = 0; a too).  f->n_bytes must be n_a + n_b.  `keep_cells` cells are left
- * free: requests keep room for CANCEL and CREDIT.  RING_OK; RING_AGAIN: no
- * room, nothing written; RING_FAULT: the peer's head is impossible.
+ * Appends one frame of at most half the ring, whose payload is `a` followed
+ * by `b` (either may be NULL with n = 0).  f->n_bytes must be n_a + n_b.
+ * `keep_cells` cells are left free: requests keep room for CANCEL and CREDIT.
+ * RING_OK; RING_AGAIN: no room, nothing written; RING_FAULT: the peer's head
+ * is impossible.
  */
 int ring_put(struct ring_tx *tx, const struct abi_frame *f,
              const void *a, size_t n_a, const void *b, size_t n_b,
@@ -143,6 +150,8 @@ int ring_sleep(struct ring_rx *rx);
 
 /* Bell: never blocks, whatever the peer does to its end. */
 int ring_bell_pair(int fd[2]);      /* own end, peer's end; -1 and errno */
+/* Is a received fd one that cannot block?  0, or RING_FAULT and text. */
+int ring_bell_check(int fd, char *text);
 void ring_bell_ring(int fd);
 /* Drains at most a bounded number of bells.  0, or -1: the peer is gone. */
 int ring_bell_drain(int fd);
@@ -153,11 +162,17 @@ int ring_bell_drain(int fd);
  * ring_send: 0, RING_AGAIN, or RING_FAULT and errno.
  * ring_recv: receives one message of at most n bytes with exactly n_fds
  * descriptors (close-on-exec); surplus or missing ones are closed and are a
- * fault, a truncated message is a fault.  Returns the bytes received (> 0), 0:
+ * fault, a truncated message is a fault.  A REFUSE where descriptors were due
+ * is a fault too, with the peer's reason.  Returns the bytes received (> 0), 0:
  * nothing yet (EAGAIN), RING_FAULT: EOF or broken, reason in text.
  */
 int ring_send(int sock, const void *msg, size_t n, const int *fds, int n_fds);
 int ring_recv(int sock, void *msg, size_t n, int *fds, int n_fds, char *text);
+
+/* What each side demands of the other's message of n bytes, before it looks at
+ * a descriptor.  0, or RING_FAULT and text. */
+int ring_hello_check(const struct abi_hello *h, size_t n, char *text);
+int ring_welcome_check(const struct abi_welcome *w, size_t n, char *text);
 
 
 /* Single-word access to the pages.  Nothing else may touch shared words:
