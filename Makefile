@@ -32,7 +32,7 @@ endif
 # -ffp-contract=off: one order and one rounding in every build (D6).
 CFLAGS   ?= -O2 -g
 ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(CFLAGS) -ffp-contract=off -fPIE \
-            $(WARN) $(HARDEN) -Iengine -MMD -MP
+            $(WARN) $(HARDEN) -iquote engine -MMD -MP
 ALL_LDFLAGS = $(LDSAN) -pie -Wl,-z,relro,-z,now,-z,noexecstack $(LDFLAGS)
 LIBS      = -ljansson -lpcre2-8 -lpthread -lm
 
