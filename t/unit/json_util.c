@@ -154,7 +154,8 @@ test_int(void **state)
 {
     (void) state;
 
-    json_t *o = json_loads("{\"i\":7,\"f\":32.0,\"h\":1.5,\"s\":\"a\",\"n\":null,"
+    json_t *o = json_loads("{\"i\":7,\"f\":32.0,\"h\":1.5,\"s\":\"a\","
+                           "\"n\":null,"
                            "\"big\":1e300,\"m\":-9223372036854775808,"
                            "\"e\":9.2233720368547758e18}", 0, NULL);
     struct err e;

@@ -172,7 +172,7 @@ sim_step(struct sim *s)
 }
 
 
-/* A kind of job: prompt and new 1..3 tokens, every true length, 1..2 choices. */
+/* A kind of job: prompt and new 1..3 tokens, each true length, 1..2 choices. */
 static int
 small_job(struct sim_job *j, const struct sched_limits *l, uint32_t kind)
 {
