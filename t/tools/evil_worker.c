@@ -19,7 +19,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "worker.h"
+#include "channel.h"
 
 /* What may happen. */
 #define REFUSED     0x01        /* REFUSE, or the socket was closed */
@@ -46,14 +46,14 @@ outcome_name(int outcome)
 
 /* Takes events until one ends slot 0's request. */
 static int
-outcome_of(struct worker *w, int ms)
+outcome_of(struct channel *w, int ms)
 {
     static uint8_t payload[ABI_EVENT_MAX];
     struct abi_frame f;
     struct abi_error e;
 
     for ( ;; ) {
-        switch (worker_event(w, &f, payload, ms)) {
+        switch (channel_event(w, &f, payload, ms)) {
         case RING_FAULT:
             return REFUSED;
         case RING_AGAIN:
@@ -73,11 +73,11 @@ outcome_of(struct worker *w, int ms)
 
 
 static int
-attach(struct worker *w)
+attach(struct channel *w)
 {
-    struct abi_hello h = worker_hello(N_SLOTS, WINDOW);
+    struct abi_hello h = channel_hello(N_SLOTS, WINDOW);
 
-    return worker_attach(w, path, &h, said);
+    return channel_attach(w, path, &h, said);
 }
 
 
@@ -85,14 +85,14 @@ attach(struct worker *w)
 static int
 is_alive(void)
 {
-    struct worker w;
+    struct channel w;
 
     if (attach(&w) != 0) {
         return 0;
     }
-    worker_chat(&w, 0, 1, prompt, 3);
+    channel_chat(&w, 0, 1, prompt, 3);
     int outcome = outcome_of(&w, 20000);
-    worker_close(&w);
+    channel_close(&w);
 
     return outcome == ANSWERED;
 }
@@ -196,12 +196,12 @@ bad_hello(int how, struct abi_hello *h)
 static int
 attack_handshake(int how)
 {
-    struct abi_hello h = worker_hello(N_SLOTS, WINDOW);
+    struct abi_hello h = channel_hello(N_SLOTS, WINDOW);
     struct { struct abi_hello h; char more[64]; } msg = { .h = h };
     struct ring_memory own = { .fd = -1 };
     struct abi_welcome welcome;
     int bell[2], outcome = QUIET;
-    int sock = worker_dial(path, said);
+    int sock = channel_dial(path, said);
 
     if (sock == -1 || ring_bell_pair(bell) == -1
         || ring_memory_create(&own, h.request_ring_bytes, h.nonce, said) != 0)
@@ -232,13 +232,13 @@ attack_handshake(int how)
     if (how != H_NOTHING) {
         ring_send(sock, &msg, n, fds, n_fds);
     }
-    if (worker_wait(sock, 500)) {
+    if (channel_wait(sock, 500)) {
         int rc = ring_recv(sock, &welcome, sizeof(welcome), &fd, 1, said);
         outcome = rc > 0 ? WELCOMED : REFUSED;
     }
     if (how == H_TWICE && outcome == WELCOMED) {
         ring_send(sock, &msg, n, fds, n_fds);
-        outcome = worker_wait(sock, 500) ? REFUSED : WELCOMED;
+        outcome = channel_wait(sock, 500) ? REFUSED : WELCOMED;
     }
 
     close(sock);
@@ -263,20 +263,20 @@ enum {
 
 /* A frame that ring_put() would never write. */
 static void
-put_raw(struct worker *w, struct abi_frame f)
+put_raw(struct channel *w, struct abi_frame f)
 {
     memcpy(w->tx.data + (w->tx.tail & (w->tx.n_bytes - 1)), &f, sizeof(f));
     w->tx.tail += ABI_CELL_BYTES;
-    worker_publish(w);
+    channel_publish(w);
 }
 
 
 static void
-put_indexes(struct worker *w, int how)
+put_indexes(struct channel *w, int how)
 {
     uint64_t *tail = &w->own.page->tail, *head = &w->own.page->head;
 
-    worker_put(w, ABI_CANCEL, 0, 1, NULL, 0);
+    channel_put(w, ABI_CANCEL, 0, 1, NULL, 0);
     usleep(20000);
     switch (how) {
     case F_TAIL_BACK:   ring_word_set(tail, 0); break;
@@ -289,7 +289,7 @@ put_indexes(struct worker *w, int how)
     if (how >= F_HEAD_FAR) {
         /* The engine looks at head only when its ring seems full. */
         for (uint16_t i = 0; i < N_SLOTS; i++) {
-            worker_chat(w, i, 1, "mock tokens=2000", 2000);
+            channel_chat(w, i, 1, "mock tokens=2000", 2000);
         }
     }
 }
@@ -300,7 +300,7 @@ attack_frame(int how)
 {
     static char big[ABI_FRAME_MAX];
     struct abi_frame f = { .n_bytes = 8, .type = ABI_CANCEL, .gen = 1 };
-    struct worker w;
+    struct channel w;
     int ms = 500;
 
     if (attach(&w) != 0) {
@@ -319,28 +319,28 @@ attack_frame(int how)
     case F_PAD:         f.type = ABI_PAD; put_raw(&w, f); break;
     case F_ZERO:        memset(&f, 0, sizeof(f)); put_raw(&w, f); break;
     case F_CANCEL_LONG: put_raw(&w, f); break;
-    case F_CREDIT_NONE: worker_credit(&w, 3, 9, 5); break;
-    case F_CANCEL_NONE: worker_put(&w, ABI_CANCEL, 3, 9, NULL, 0); break;
+    case F_CREDIT_NONE: channel_credit(&w, 3, 9, 5); break;
+    case F_CANCEL_NONE: channel_put(&w, ABI_CANCEL, 3, 9, NULL, 0); break;
     case F_CREDIT_SHORT:
-        worker_chat(&w, 0, 1, "mock silent", 2000);
-        worker_put(&w, ABI_CREDIT, 0, 1, "1234", 4);
+        channel_chat(&w, 0, 1, "mock silent", 2000);
+        channel_put(&w, ABI_CREDIT, 0, 1, "1234", 4);
         break;
     case F_CREDIT_OVER:
-        worker_chat(&w, 0, 1, "mock silent", 2000);
-        worker_credit(&w, 0, 1, WINDOW + 1);
+        channel_chat(&w, 0, 1, "mock silent", 2000);
+        channel_credit(&w, 0, 1, WINDOW + 1);
         break;
     case F_CREDIT_MAX:
-        worker_chat(&w, 0, 1, "mock silent", 2000);
-        worker_credit(&w, 0, 1, UINT32_MAX);
+        channel_chat(&w, 0, 1, "mock silent", 2000);
+        channel_credit(&w, 0, 1, UINT32_MAX);
         break;
     case F_CREDIT_ZERO:
-        worker_chat(&w, 0, 1, prompt, 3);
-        worker_credit(&w, 0, 1, 0);
+        channel_chat(&w, 0, 1, prompt, 3);
+        channel_credit(&w, 0, 1, 0);
         ms = 5000;
         break;
     case F_REUSED:
-        worker_chat(&w, 0, 1, "mock silent", 4000);
-        worker_chat(&w, 0, 2, "mock silent", 4000);
+        channel_chat(&w, 0, 1, "mock silent", 4000);
+        channel_chat(&w, 0, 2, "mock silent", 4000);
         break;
     case F_MIXED_GEN:
         f = (struct abi_frame) { .n_bytes = 8, .type = ABI_REQUEST,
@@ -356,9 +356,9 @@ attack_frame(int how)
         };
         for (uint32_t n = 0; n < 2 * ABI_REQUEST_MAX; n += f.n_bytes) {
             while (ring_put(&w.tx, &f, big, f.n_bytes, NULL, 0, 0)
-                   == RING_AGAIN && !worker_wait(w.sock, 1))
+                   == RING_AGAIN && !channel_wait(w.sock, 1))
             {
-                worker_publish(&w);
+                channel_publish(&w);
             }
         }
         break;
@@ -366,13 +366,13 @@ attack_frame(int how)
         f = (struct abi_frame) { .n_bytes = 8, .type = ABI_REQUEST,
                                  .flags = ABI_MORE, .gen = 1 };
         put_raw(&w, f);
-        worker_put(&w, ABI_CANCEL, 0, 1, NULL, 0);
+        channel_put(&w, ABI_CANCEL, 0, 1, NULL, 0);
         break;
     case F_CREDIT_PART:
         f = (struct abi_frame) { .n_bytes = 8, .type = ABI_REQUEST,
                                  .flags = ABI_MORE, .gen = 1 };
         put_raw(&w, f);
-        worker_credit(&w, 0, 1, 1);
+        channel_credit(&w, 0, 1, 1);
         break;
     case F_MORE_CANCEL:
         f.n_bytes = 0;
@@ -380,7 +380,7 @@ attack_frame(int how)
         put_raw(&w, f);
         break;
     case F_EMPTY_REQUEST:
-        worker_put(&w, ABI_REQUEST, 0, 1, NULL, 0);
+        channel_put(&w, ABI_REQUEST, 0, 1, NULL, 0);
         break;
     default:
         put_indexes(&w, how);
@@ -389,7 +389,7 @@ attack_frame(int how)
 
     int outcome = outcome_of(&w, ms);
 
-    worker_close(&w);
+    channel_close(&w);
     return outcome;
 }
 
@@ -462,7 +462,7 @@ static int
 attack_request(int how)
 {
     static uint8_t msg[65536];
-    struct worker w;
+    struct channel w;
     struct abi_request r;
     static char deep[60000];
     const char *text = "{\"messages\":[{\"role\":\"user\","
@@ -486,7 +486,7 @@ attack_request(int how)
     }
 
     memset(msg, 0, sizeof(msg));
-    r = worker_defaults(kind, n, 4);
+    r = channel_defaults(kind, n, 4);
     r.given = ABI_GIVEN_ALL;
     uint8_t *p = msg + sizeof(r);
 
@@ -509,10 +509,10 @@ attack_request(int how)
         memcpy(msg + fields[how].offset, fields[how].value, fields[how].n);
     }
 
-    worker_request(&w, 0, 1, msg, n);
+    channel_request(&w, 0, 1, msg, n);
     int outcome = outcome_of(&w, 5000);
 
-    worker_close(&w);
+    channel_close(&w);
     return outcome;
 }
 
@@ -543,7 +543,7 @@ enum {
 
 /* Random bytes everywhere, and a tail that is possible. */
 static void
-flood_random(struct worker *w)
+flood_random(struct channel *w)
 {
     uint32_t *p = (uint32_t *) (void *) w->tx.data;
 
@@ -558,22 +558,22 @@ flood_random(struct worker *w)
         }
     }
     w->tx.tail = w->tx.n_bytes;
-    worker_publish(w);
+    channel_publish(w);
 }
 
 
 /* Frames that change while they are read. */
 static void
-flood_mutate(struct worker *w)
+flood_mutate(struct channel *w)
 {
     uint64_t end = clock_us() + 500000;
 
-    worker_chat(w, 0, 1, "mock tokens=10000", 4000);
+    channel_chat(w, 0, 1, "mock tokens=10000", 4000);
     while (clock_us() < end) {
         struct abi_frame f = { .type = ABI_CREDIT, .n_bytes = 8, .gen = 1 };
         uint8_t *p = w->tx.data + (w->tx.tail & (w->tx.n_bytes - 1));
 
-        if (worker_put(w, ABI_CREDIT, 0, 1, "\0\0\0\0\0\0\0", 8) != RING_OK) {
+        if (channel_put(w, ABI_CREDIT, 0, 1, "\0\0\0\0\0\0\0", 8) != RING_OK) {
             break;
         }
         for (int i = 0; i < 100; i++) {
@@ -588,13 +588,13 @@ flood_mutate(struct worker *w)
 static int
 attack_flood(int how)
 {
-    struct worker w;
+    struct channel w;
     int ms = 1000;
 
     if (how == S_CONNECTS || how == S_OPEN_CLOSE) {
         int socks[100];
         for (int i = 0; i < 100; i++) {
-            socks[i] = worker_dial(path, said);
+            socks[i] = channel_dial(path, said);
             if (how == S_OPEN_CLOSE) {
                 close(socks[i]);
             }
@@ -610,9 +610,9 @@ attack_flood(int how)
 
     switch (how) {
     case S_CANCELS:
-        worker_chat(&w, 0, 1, "mock tokens=5000", 5000);
+        channel_chat(&w, 0, 1, "mock tokens=5000", 5000);
         for (int i = 0; i < 100000; i++) {
-            if (worker_put(&w, ABI_CANCEL, (uint16_t) (i % N_SLOTS),
+            if (channel_put(&w, ABI_CANCEL, (uint16_t) (i % N_SLOTS),
                            (uint64_t) i + 1, NULL, 0) != RING_OK)
             {
                 usleep(100);
@@ -623,12 +623,12 @@ attack_flood(int how)
         for (int i = 0; i < 100000; i++) {
             ring_bell_ring(w.bell);
         }
-        worker_chat(&w, 0, 1, prompt, 3);
+        channel_chat(&w, 0, 1, prompt, 3);
         ms = 10000;
         break;
     case S_DEAF_BELL:                       /* ask for every bell, hear none */
         for (uint16_t i = 0; i < N_SLOTS; i++) {
-            worker_chat(&w, i, 1, "mock tokens=200", 200);
+            channel_chat(&w, i, 1, "mock tokens=200", 200);
         }
         for (int i = 0; i < 1000; i++) {
             ring_word_set(&w.own.page->wake_at,
@@ -644,15 +644,15 @@ attack_flood(int how)
         break;
     case S_NO_HEAD:                         /* credits run ahead of room */
         for (uint16_t i = 0; i < N_SLOTS; i++) {
-            worker_chat(&w, i, 1, "mock tokens=100000", 100000);
+            channel_chat(&w, i, 1, "mock tokens=100000", 100000);
         }
-        for (int i = 0; i < 3000 && !worker_wait(w.sock, 0); i++) {
-            worker_credit(&w, (uint16_t) (i % N_SLOTS), 1, 1);
+        for (int i = 0; i < 3000 && !channel_wait(w.sock, 0); i++) {
+            channel_credit(&w, (uint16_t) (i % N_SLOTS), 1, 1);
             usleep(100);
         }
         break;
     case S_WAKE_AT:
-        worker_chat(&w, 0, 1, "mock tokens=500", 500);
+        channel_chat(&w, 0, 1, "mock tokens=500", 500);
         for (int i = 0; i < 1000; i++) {
             ring_word_set(&w.own.page->wake_at, (uint64_t) random() << 33);
             usleep(100);
@@ -666,7 +666,7 @@ attack_flood(int how)
         break;
     default:                                /* takes and returns nothing */
         for (uint16_t i = 0; i < N_SLOTS; i++) {
-            worker_chat(&w, i, 1, "mock tokens=100000", 100000);
+            channel_chat(&w, i, 1, "mock tokens=100000", 100000);
         }
         usleep(200000);
         break;
@@ -674,7 +674,7 @@ attack_flood(int how)
 
     int outcome = outcome_of(&w, ms);
 
-    worker_close(&w);
+    channel_close(&w);
     return outcome;
 }
 

@@ -1,10 +1,10 @@
 /*
- * worker.h - the worker's side of a channel in its shortest form, for the tools
- * and benchmarks that stand in for NGINX.  In: a socket path.  Out: an attached
- * pair of rings, requests sent, events received.  It trusts the engine.
+ * channel.h - a channel in its shortest form, for tests, tools and benchmarks
+ * that stand in for NGINX or the engine.  In: a socket or its path.  Out: an
+ * attached pair of rings, requests sent, events received.  Blocks as it likes.
  */
-#ifndef TOOLS_WORKER_H
-#define TOOLS_WORKER_H
+#ifndef TOOLS_CHANNEL_H
+#define TOOLS_CHANNEL_H
 
 #include <poll.h>
 #include <stdio.h>
@@ -16,9 +16,9 @@
 #include "base.h"
 #include "ring.h"
 
-#define WORKER_RING_BYTES   (1u << 20)
+#define CHANNEL_RING_BYTES   (1u << 20)
 
-struct worker {
+struct channel {
     int                 sock, bell;
     struct ring_memory  own;
     struct ring_view    peer;
@@ -31,7 +31,7 @@ struct worker {
 
 /* -1 and text.  Blocks until somebody listens or the path is wrong. */
 static inline int
-worker_dial(const char *path, char *text)
+channel_dial(const char *path, char *text)
 {
     struct sockaddr_un a = { .sun_family = AF_UNIX };
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
@@ -48,7 +48,7 @@ worker_dial(const char *path, char *text)
 
 /* Waits until fd is readable: 1, or 0 when ms have passed. */
 static inline int
-worker_wait(int fd, int ms)
+channel_wait(int fd, int ms)
 {
     struct pollfd p = { .fd = fd, .events = POLLIN };
 
@@ -57,7 +57,7 @@ worker_wait(int fd, int ms)
 
 
 static inline void
-worker_close(struct worker *w)
+channel_close(struct channel *w)
 {
     if (w->sock != -1) {
         close(w->sock);
@@ -72,13 +72,13 @@ worker_close(struct worker *w)
 
 /* A HELLO that an engine accepts; attacks start from it. */
 static inline struct abi_hello
-worker_hello(uint32_t n_slots, uint32_t window)
+channel_hello(uint32_t n_slots, uint32_t window)
 {
     struct abi_hello h = {
         .magic = ABI_MAGIC, .message = ABI_HELLO, .n_bytes = sizeof(h),
         .major = ABI_MAJOR, .minor = ABI_MINOR, .features = ABI_FEATURES,
         .n_slots = n_slots, .window_cells = window,
-        .request_ring_bytes = WORKER_RING_BYTES,
+        .request_ring_bytes = CHANNEL_RING_BYTES,
         .event_ring_bytes = ring_event_bytes(n_slots, window),
         .nonce = clock_us()
     };
@@ -87,19 +87,19 @@ worker_hello(uint32_t n_slots, uint32_t window)
 }
 
 
-/* The whole handshake with the given HELLO.  0, or -1 and text. */
+/* The worker's handshake over sock, which is taken.  0, or -1 and text. */
 static inline int
-worker_attach(struct worker *w, const char *path, const struct abi_hello *h,
-              char *text)
+channel_attach_sock(struct channel *w, int sock, const struct abi_hello *h,
+                    char *text)
 {
     int bell[2] = { -1, -1 }, fd = -1, rc = -1, n;
 
     memset(w, 0, sizeof(*w));
     w->bell = w->own.fd = -1;
     w->hello = *h;
-    w->sock = worker_dial(path, text);
+    w->sock = sock;
 
-    if (w->sock != -1 && ring_bell_pair(bell) == 0
+    if (ring_bell_pair(bell) == 0
         && ring_memory_create(&w->own, h->request_ring_bytes, h->nonce, text)
            == 0)
     {
@@ -107,7 +107,7 @@ worker_attach(struct worker *w, const char *path, const struct abi_hello *h,
         w->bell = bell[0];
         snprintf(text, RING_TEXT, "no WELCOME in 5 s");
         if (ring_send(w->sock, h, sizeof(*h), fds, 2) == RING_OK
-            && worker_wait(w->sock, 5000)
+            && channel_wait(w->sock, 5000)
             && (n = ring_recv(w->sock, &w->welcome, sizeof(w->welcome), &fd, 1,
                               text)) > 0
             && ring_welcome_check(&w->welcome, (size_t) n, text) == 0
@@ -127,14 +127,66 @@ worker_attach(struct worker *w, const char *path, const struct abi_hello *h,
         close(bell[1]);
     }
     if (rc != 0) {
-        worker_close(w);
+        channel_close(w);
+    }
+    return rc;
+}
+
+
+static inline int
+channel_attach(struct channel *w, const char *path, const struct abi_hello *h,
+               char *text)
+{
+    int sock = channel_dial(path, text);
+
+    return sock == -1 ? -1 : channel_attach_sock(w, sock, h, text);
+}
+
+
+/* The engine's handshake over sock, which is taken.  0, or -1 and text. */
+static inline int
+channel_accept_sock(struct channel *e, int sock, char *text)
+{
+    int fds[2] = { -1, -1 }, rc = -1, n;
+
+    memset(e, 0, sizeof(*e));
+    e->bell = e->own.fd = -1;
+    e->sock = sock;
+    e->welcome = (struct abi_welcome) {
+        .magic = ABI_MAGIC, .message = ABI_WELCOME,
+        .n_bytes = sizeof(e->welcome), .major = ABI_MAJOR,
+        .generation = clock_us() + 1, .model = "test", .owner = "test"
+    };
+    snprintf(text, RING_TEXT, "no HELLO in 5 s");
+
+    if (channel_wait(sock, 5000)
+        && (n = ring_recv(sock, &e->hello, sizeof(e->hello), fds, 2, text)) > 0)
+    {
+        e->bell = fds[1];
+        if (ring_hello_check(&e->hello, (size_t) n, text) == 0
+            && ring_bell_check(fds[1], text) == 0
+            && ring_view_open(&e->peer, fds[0], e->hello.request_ring_bytes,
+                              e->hello.nonce, text) == 0
+            && ring_memory_create(&e->own, e->hello.event_ring_bytes,
+                                  e->welcome.generation, text) == 0
+            && ring_send(sock, &e->welcome, sizeof(e->welcome), &e->own.fd, 1)
+               == RING_OK)
+        {
+            ring_tx_init(&e->tx, &e->own, &e->peer);
+            ring_rx_init(&e->rx, &e->own, &e->peer, ABI_FRAME_MAX);
+            rc = 0;
+        }
+        close(fds[0]);
+    }
+    if (rc != 0) {
+        channel_close(e);
     }
     return rc;
 }
 
 
 static inline void
-worker_publish(struct worker *w)
+channel_publish(struct channel *w)
 {
     if (ring_publish(&w->tx)) {
         ring_bell_ring(w->bell);
@@ -143,30 +195,30 @@ worker_publish(struct worker *w)
 
 
 static inline int
-worker_put(struct worker *w, uint8_t type, uint16_t slot, uint64_t gen,
+channel_put(struct channel *w, uint8_t type, uint16_t slot, uint64_t gen,
            const void *p, size_t n)
 {
     struct abi_frame f = { .n_bytes = (uint32_t) n, .type = type, .slot = slot,
                            .gen = gen };
     int rc = ring_put(&w->tx, &f, p, n, NULL, 0, 0);
 
-    worker_publish(w);
+    channel_publish(w);
     return rc;
 }
 
 
 static inline int
-worker_credit(struct worker *w, uint16_t slot, uint64_t gen, uint32_t n_cells)
+channel_credit(struct channel *w, uint16_t slot, uint64_t gen, uint32_t n_cells)
 {
     struct abi_credit c = { .n_cells = n_cells };
 
-    return worker_put(w, ABI_CREDIT, slot, gen, &c, sizeof(c));
+    return channel_put(w, ABI_CREDIT, slot, gen, &c, sizeof(c));
 }
 
 
 /* Parameters as OpenAI's defaults have them. */
 static inline struct abi_request
-worker_defaults(uint32_t kind, uint32_t n_body, uint32_t max_tokens)
+channel_defaults(uint32_t kind, uint32_t n_body, uint32_t max_tokens)
 {
     struct abi_request r = {
         .kind = kind, .n_choices = 1, .max_tokens = max_tokens,
@@ -186,7 +238,7 @@ worker_defaults(uint32_t kind, uint32_t n_body, uint32_t max_tokens)
 /* Sends n bytes as one REQUEST in as many fragments as needed.  RING_AGAIN
  * leaves a part sent: the rings of these tools are larger than that. */
 static inline int
-worker_request(struct worker *w, uint16_t slot, uint64_t gen, const void *p,
+channel_request(struct channel *w, uint16_t slot, uint64_t gen, const void *p,
                size_t n)
 {
     const size_t max = ABI_FRAME_MAX - sizeof(struct abi_frame);
@@ -201,33 +253,33 @@ worker_request(struct worker *w, uint16_t slot, uint64_t gen, const void *p,
         rc = ring_put(&w->tx, &f, (const char *) p + at, k, NULL, 0, 0);
         at += k;
     }
-    worker_publish(w);
+    channel_publish(w);
     return rc;
 }
 
 
 /* A chat with one user message; text must need no escape in JSON. */
 static inline int
-worker_chat(struct worker *w, uint16_t slot, uint64_t gen, const char *text,
+channel_chat(struct channel *w, uint16_t slot, uint64_t gen, const char *text,
             uint32_t max_tokens)
 {
     char body[1024] = "";
     char msg[sizeof(struct abi_request) + sizeof(body)];
     int n = snprintf(body, sizeof(body), "{\"messages\":[{\"role\":\"user\","
                      "\"content\":\"%s\"}]}", text);
-    struct abi_request r = worker_defaults(ABI_CHAT, (uint32_t) n, max_tokens);
+    struct abi_request r = channel_defaults(ABI_CHAT, (uint32_t) n, max_tokens);
 
     memset(msg, 0, sizeof(msg));
     memcpy(msg, &r, sizeof(r));
     memcpy(msg + sizeof(r), body, (size_t) n);
-    return worker_request(w, slot, gen, msg, r.n_bytes);
+    return channel_request(w, slot, gen, msg, r.n_bytes);
 }
 
 
 /* The next event, waiting at most ms for it.  RING_OK, RING_AGAIN (none came),
  * RING_FAULT (the engine left, or broke the contract). */
 static inline int
-worker_event(struct worker *w, struct abi_frame *f, void *payload, int ms)
+channel_event(struct channel *w, struct abi_frame *f, void *payload, int ms)
 {
     uint64_t end = clock_us() + (uint64_t) ms * 1000;
 
@@ -260,4 +312,4 @@ worker_event(struct worker *w, struct abi_frame *f, void *payload, int ms)
     }
 }
 
-#endif /* TOOLS_WORKER_H */
+#endif /* TOOLS_CHANNEL_H */
