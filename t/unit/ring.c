@@ -292,7 +292,8 @@ test_every_head(void **state)
     for (uint64_t published = 0; published <= 4; published++) {
         for (uint64_t i = 0; i < 3000; i++) {
             uint64_t seen = (i & 1 ? 1000 : UINT64_MAX / CELL - 5) * CELL;
-            uint64_t head = i < 2990 ? seen + i / 2 - 700 : 1ull << (54 + i % 10);
+            uint64_t head = i < 2990 ? seen + i / 2 - 700
+                                     : 1ull << (54 + i % 10);
 
             pair_set(&p, seen, seen + published * CELL);
             p.tx.tail = seen + 4 * CELL;        /* full, in part unpublished */

@@ -454,7 +454,8 @@ test_many_fds(void **state)
     char buf[64], space[CMSG_SPACE(sizeof(fds))];
     struct iovec iov = { buf, 8 };
     struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1,
-                         .msg_control = space, .msg_controllen = sizeof(space) };
+                         .msg_control = space,
+                         .msg_controllen = sizeof(space) };
 
     (void) state;
     pair(s);
