@@ -26,7 +26,7 @@
 #define FAILURES_MAX    3       /* in a row, before the child was ready */
 #define BACKOFF_MS      100     /* after the first failure; doubles */
 #define BACKOFF_MAX_MS  5000
-#define STEADY_US       60000000    /* who lived this long starts at the first */
+#define STEADY_US       60000000    /* a life that resets the delay */
 #define KILL_AFTER_US   10000000    /* beyond the time to drain */
 
 
@@ -36,7 +36,7 @@ struct parent {
     sigset_t    before;         /* signals that were blocked at start */
     int         signals;        /* signalfd of those that we wait for */
     pid_t       child;          /* -1: none */
-    int         ready_fd;       /* the child writes when it serves; -1: it has */
+    int         ready_fd;       /* the child writes there; -1: it has */
     uint64_t    started_us;
     uint64_t    kill_us;        /* when a child that does not end is killed */
     int         n_failures;     /* in a row, of children never ready */

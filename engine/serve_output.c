@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Of a token's own bytes in a logprob entry: 21 entries, 1 KiB of text and the
- * ids fit into ABI_EVENT_MAX.  The longest real tokens are runs of 128 spaces. */
+ * ids fit into ABI_EVENT_MAX.  The longest real tokens are 128 spaces. */
 #define PIECE_MAX       120
 
 static_assert(sizeof(struct abi_frame) + sizeof(struct abi_delta)

@@ -45,8 +45,8 @@ invalid(struct serve_refusal *why, const char *param, const char *text)
 static const json_t *
 message_to_continue(const json_t *vars)
 {
-    const json_t *messages = json_object_get(vars, "messages");
-    const json_t *last = json_array_get(messages, json_array_size(messages) - 1);
+    const json_t *list = json_object_get(vars, "messages");
+    const json_t *last = json_array_get(list, json_array_size(list) - 1);
     const char   *role = json_string_value(json_object_get(last, "role"));
 
     return json_is_true(json_object_get(vars, "continue_final_message"))
