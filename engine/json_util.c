@@ -125,6 +125,14 @@ parse(const char *p, size_t n, char *blank, struct err *e)
     json_t *v = json_loadb(blank != NULL ? blank : p, n,
                            JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
 
+    /* Real files say "model_max_length": 1000000000000000019884624838656. */
+    if (v == NULL && blank != NULL
+        && json_error_code(&why) == json_error_numeric_overflow)
+    {
+        v = json_loadb(blank, n, JSON_DECODE_ANY | JSON_ALLOW_NUL
+                       | JSON_DECODE_INT_AS_REAL, &why);
+    }
+
     if (v == NULL) {
         /* jansson quotes its input: a line of ours has no control bytes. */
         for (char *s = why.text; *s != '\0'; s++) {
