@@ -65,12 +65,17 @@ struct slice tokenizer_unk(const struct tokenizer *t);
  * (perhaps none) and holds back a started one; a byte that can not be UTF-8
  * gives U+FFFD.  Special tokens give nothing unless keep_special.  detok_end
  * gives U+FFFD for what is still held back.  The concatenation of all outputs
- * equals HF's decode() of all ids, save clean_up_tokenization_spaces.
+ * equals HF's decode() of all ids, save clean_up_tokenization_spaces, and save
+ * this: where byte-fallback tokens in a row are not valid UTF-8 together, HF
+ * gives one U+FFFD for each of them, which nobody can know who streams; here
+ * the characters that are whole come out.
  */
 struct detok {
     uint8_t     held[4];
     uint8_t     n_held;
     uint8_t     started;        /* a leading space is stripped by some */
+    uint8_t     n_stripped;
+    uint8_t     per_byte;       /* each bad byte is a U+FFFD, not each run */
 };
 
 int detok_step(struct detok *d, const struct tokenizer *t, uint32_t id,
