@@ -14,8 +14,8 @@
 
 /* Parses n bytes; the caller owns the result.  NULL: *e says line and column.
  * Strict: RFC 8259, one value, no duplicate keys refused (the last wins).
- * Lenient: a comma before ] or } is accepted, and an integer beyond 64 bits: then
- * all integers of the text are reals. */
+ * Lenient: a comma before ] or } is accepted, and an integer beyond 64 bits,
+ * but then all integers of the text are reals. */
 json_t *json_parse(const char *p, size_t n, struct err *e);
 json_t *json_parse_lenient(const char *p, size_t n, struct err *e);
 

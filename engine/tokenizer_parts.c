@@ -314,7 +314,7 @@ byte_level_step(struct loader *l, const json_t *o, struct pretoken_step *s,
 
     l->t->byte_level = 1;
     s->prefix = prefix ? PRETOKEN_ALWAYS : PRETOKEN_NEVER;
-    strcpy(s->prefix_text, " ");
+    memcpy(s->prefix_text, " ", 2);
 
     return use_regex ? set_pattern(s, GPT2, e) : 0;
 }
@@ -424,7 +424,7 @@ metaspace_step(struct loader *l, const json_t *o, struct pretoken_step *s,
         return -1;
     }
 
-    strcpy(s->prefix_text, mark);
+    memcpy(s->prefix_text, mark, sizeof(mark));
     s->spaces = 1;
     s->match = PRETOKEN_WITH_NEXT;
 
@@ -524,7 +524,7 @@ metaspace_part(struct loader *l, const json_t *o, struct err *e)
     }
 
     if (prefix != PRETOKEN_NEVER) {
-        strcpy(l->t->first_drop, mark);
+        memcpy(l->t->first_drop, mark, sizeof(mark));
     }
 
     struct normal_step *s = &to->steps[to->n++];

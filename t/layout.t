@@ -16,6 +16,7 @@ chdir(Cwd::abs_path(__FILE__) =~ s{/t/[^/]*$}{}r) or die;
 my %level = (
     abi => 0, ring => 0, base => 0,
     json_util => 1, unicode => 1, utf8 => 1, template => 1,
+    bpe => 1, normal => 1, pattern => 1, pretoken => 1, vocab => 1, detok => 2,
     tokenizer => 2, parse => 2, safetensors => 2,
     backend => 3, cpu => 3,
     model => 4, families => 4, kv => 4,
