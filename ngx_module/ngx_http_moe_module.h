@@ -1,0 +1,396 @@
+/*
+ * ngx_http_moe_module.h - the types that the files of the module share.
+ *
+ * The mental model.  A request is a context (ctx).  Its body is parsed by one
+ * of two dialects (api) into a payload, which a channel carries to the engine
+ * in a slot.  Events come back by slot, are rendered by the same dialect into
+ * the context's `out`, and leave through one function of stream.c, which is
+ * also the only place where a request is finalised once it was submitted.
+ *
+ *      handler --> api --> channel == ring ==> engine
+ *      client <-- stream <-- api <-- channel <== ring ==
+ *
+ * A slot outlives its context: when the client has left, the slot waits for
+ * the engine's terminal event, without a context.
+ */
+#ifndef _NGX_HTTP_MOE_MODULE_H_INCLUDED_
+#define _NGX_HTTP_MOE_MODULE_H_INCLUDED_
+
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_http.h>
+
+#include <jansson.h>
+
+#include "ring.h"
+
+
+/* Events that the engine may be ahead of a client, in cells: 128 tokens. */
+#define NGX_HTTP_MOE_WINDOW       128
+
+/* Nesting of a request's JSON; the engine reads up to 64. */
+#define NGX_HTTP_MOE_DEPTH        48
+
+/* Bytes of a whole answer that is not streamed; only a broken engine makes
+ * more. */
+#define NGX_HTTP_MOE_ANSWER_MAX   (64 * 1024 * 1024)
+
+#define NGX_HTTP_MOE_BODY_MAX     (32 * 1024 * 1024)
+
+
+typedef struct ngx_http_moe_channel_s  ngx_http_moe_channel_t;
+typedef struct ngx_http_moe_ctx_s      ngx_http_moe_ctx_t;
+typedef struct ngx_http_moe_api_s      ngx_http_moe_api_t;
+
+
+/* Configuration. */
+
+typedef struct {
+    ngx_str_t                  name;
+    struct sockaddr_un         sockaddr;
+    socklen_t                  socklen;
+    ngx_str_t                  socket;          /* as written */
+    ngx_array_t                aliases;         /* ngx_str_t */
+    ngx_uint_t                 queue;
+    ngx_uint_t                 streams;
+    ngx_msec_t                 connect_timeout;
+    ngx_msec_t                 queue_timeout;
+    ngx_msec_t                 first_token_timeout;
+    ngx_msec_t                 token_timeout;
+    ngx_msec_t                 request_timeout; /* 0: none */
+    ngx_msec_t                 ping;            /* 0: none */
+    ngx_msec_t                 heartbeat;
+    ngx_http_moe_channel_t    *channel;         /* of this process */
+} ngx_http_moe_engine_t;
+
+typedef struct {
+    ngx_array_t                engines;         /* ngx_http_moe_engine_t * */
+} ngx_http_moe_main_conf_t;
+
+typedef struct {
+    ngx_str_t                  name;            /* as written */
+    u_char                    *file;
+    ngx_uint_t                 line;
+    unsigned                   health:1;
+    ngx_http_moe_engine_t     *engine;          /* NULL: not ours */
+} ngx_http_moe_loc_conf_t;
+
+
+/* JSON text that grows; a failed allocation is remembered, not reported. */
+
+typedef struct {
+    u_char                    *start;
+    u_char                    *last;
+    u_char                    *end;
+    ngx_pool_t                *pool;
+    ngx_uint_t                 failed;
+} ngx_http_moe_text_t;
+
+
+/* What went wrong, for the client. */
+
+typedef struct {
+    ngx_uint_t                 status;
+    const char                *type;            /* NULL: that of the status */
+    const char                *code;            /* NULL: null */
+    ngx_str_t                  param;           /* empty: null */
+    ngx_str_t                  message;
+    const char                *allow;           /* Allow, of a 405 */
+    ngx_uint_t                 retry_after;     /* seconds; 0: no header */
+} ngx_http_moe_error_t;
+
+
+/* A request's parameters, typed. */
+
+typedef struct {
+    struct abi_request         abi;
+    ngx_str_t                  stops[ABI_STOPS_MAX];
+    struct abi_bias           *biases;
+    ngx_str_t                  model;           /* empty: any */
+    uint32_t                   best_of;
+    uint32_t                   stream;
+    uint32_t                   include_usage;
+} ngx_http_moe_params_t;
+
+
+/* An event that has been checked. */
+
+typedef struct {
+    ngx_uint_t                 choice;
+    ngx_uint_t                 channel;         /* enum abi_channel */
+    ngx_uint_t                 n_tok;
+    ngx_str_t                  text;
+    const u_char              *logprobs;        /* for _logprob_next() */
+    ngx_uint_t                 n_logprobs;
+} ngx_http_moe_delta_t;
+
+typedef struct {
+    float                      logprob;
+    ngx_uint_t                 n_top;           /* that follow */
+    ngx_str_t                  token;           /* maybe not whole UTF-8 */
+} ngx_http_moe_logprob_t;
+
+
+/* One of the n answers to a request. */
+
+typedef struct {
+    ngx_http_moe_text_t        content;         /* escaped; not streamed */
+    ngx_http_moe_text_t        reasoning;
+    ngx_http_moe_text_t        logprobs;        /* elements of an array */
+    ngx_http_moe_text_t        values;          /* completions: its arrays */
+    ngx_http_moe_text_t        tops;
+    ngx_http_moe_text_t        offsets;
+    ngx_uint_t                 n_chars;         /* of the text so far */
+    ngx_uint_t                 reason;          /* enum abi_reason; 0: open */
+    unsigned                   opened:1;        /* its first chunk was made */
+} ngx_http_moe_choice_t;
+
+
+typedef enum {
+    NGX_HTTP_MOE_SLOT_FREE = 0,
+    NGX_HTTP_MOE_SLOT_WAITING,                  /* nothing is sent yet */
+    NGX_HTTP_MOE_SLOT_SENDING,                  /* some fragments are */
+    NGX_HTTP_MOE_SLOT_OPEN                      /* a terminal event is due */
+} ngx_http_moe_slot_state_e;
+
+typedef struct {
+    uint64_t                   gen;
+    ngx_http_moe_ctx_t        *ctx;             /* NULL: the client left */
+    ngx_msec_t                 cancelled;       /* when CANCEL was asked for */
+    uint32_t                   window;          /* cells the engine has left */
+    uint32_t                   credit;          /* cells to hand back */
+    uint32_t                   next;            /* of the free list */
+    uint8_t                    state;
+    unsigned                   cancel:1;        /* CANCEL was asked for */
+    unsigned                   unsent:1;        /* ... and has yet to go */
+} ngx_http_moe_slot_t;
+
+
+typedef enum {
+    NGX_HTTP_MOE_DOWN = 0,
+    NGX_HTTP_MOE_ATTACHING,
+    NGX_HTTP_MOE_ATTACHED
+} ngx_http_moe_channel_state_e;
+
+struct ngx_http_moe_channel_s {
+    ngx_http_moe_engine_t     *engine;
+    ngx_log_t                 *log;
+    ngx_http_moe_channel_state_e  state;
+
+    ngx_connection_t          *sock;
+    ngx_connection_t          *bell;
+    struct ring_memory         own;
+    struct ring_view           peer;
+    struct ring_tx             tx;
+    struct ring_rx             rx;
+    struct abi_hello           hello;
+    struct abi_welcome         welcome;
+
+    ngx_http_moe_slot_t       *slots;
+    uint32_t                   free;            /* first; n_slots: none */
+    uint64_t                   gen;             /* last one given */
+
+    ngx_queue_t                pending;         /* ctx: until attached */
+    ngx_queue_t                sending;         /* ctx: until in the ring */
+    ngx_queue_t                touched;         /* ctx: have bytes to send */
+
+    ngx_event_t                retry;           /* connect again, or give up */
+    ngx_event_t                tick;            /* each second */
+    ngx_event_t                room;            /* the ring was full */
+    ngx_event_t                next;            /* posted: go on draining */
+    ngx_event_t                fault;           /* posted: detach */
+
+    ngx_msec_t                 backoff;
+    uint64_t                   heartbeat;       /* the engine's, last seen */
+    ngx_msec_t                 heartbeat_seen;
+    const char                *reason;          /* of the posted fault */
+
+    uint64_t                   n_accepted;      /* == done + error */
+    uint64_t                   n_done;          /*    + cancelled + open */
+    uint64_t                   n_error;
+    uint64_t                   n_cancelled;
+    uint64_t                   n_open;
+    uint64_t                   n_late;          /* frames of old uses */
+    uint64_t                   n_missed;        /* wake-ups */
+    uint64_t                   n_attached;      /* times */
+
+    unsigned                   draining:1;      /* in drain(): publish later */
+    unsigned                   quiet:1;         /* said that it is absent */
+};
+
+
+struct ngx_http_moe_api_s {
+    /* Body to payload: NGX_OK, or a status and ctx->error. */
+    ngx_int_t                (*parse)(ngx_http_moe_ctx_t *ctx, json_t *body);
+
+    /* Events to ctx->out (or into the choices). */
+    void                     (*start)(ngx_http_moe_ctx_t *ctx);
+    void                     (*delta)(ngx_http_moe_ctx_t *ctx,
+                                 const ngx_http_moe_delta_t *delta);
+    void                     (*finish)(ngx_http_moe_ctx_t *ctx,
+                                 ngx_uint_t choice);
+    void                     (*done)(ngx_http_moe_ctx_t *ctx);
+};
+
+
+typedef enum {
+    NGX_HTTP_MOE_NO_END = 0,
+    NGX_HTTP_MOE_DONE,
+    NGX_HTTP_MOE_ERROR
+} ngx_http_moe_end_e;
+
+struct ngx_http_moe_ctx_s {
+    ngx_http_request_t        *request;
+    ngx_http_moe_engine_t     *engine;
+    const ngx_http_moe_api_t  *api;
+
+    ngx_http_moe_channel_t    *channel;         /* while pending or in slot */
+    ngx_http_moe_slot_t       *slot;
+    ngx_queue_t                queue;           /* pending or sending */
+    ngx_queue_t                touch;           /* touched */
+    ngx_event_t                timer;
+
+    ngx_http_moe_params_t      params;
+    u_char                    *payload;         /* until it is in the ring */
+    size_t                     n_payload;
+    size_t                     n_sent;
+
+    ngx_str_t                  id;
+    ngx_str_t                  model;
+    time_t                     created;
+    ngx_str_t                  prefix;          /* of each SSE event */
+    ngx_str_t                  suffix;
+    ngx_http_moe_choice_t     *choices;
+
+    ngx_http_moe_text_t        out;
+    ngx_chain_t               *free;
+    ngx_chain_t               *busy;
+    uint32_t                   n_cells;         /* whose bytes have not left */
+    ngx_uint_t                 n_tok_unsent;    /* tokens in them */
+
+    ngx_msec_t                 submitted;
+    ngx_msec_t                 started;
+    ngx_msec_t                 first_token;
+    ngx_msec_t                 last_event;
+    ngx_msec_t                 last_byte;
+
+    ngx_uint_t                 n_prompt;
+    ngx_uint_t                 n_cached;
+    ngx_uint_t                 n_output;
+    ngx_uint_t                 n_reasoning;
+    ngx_uint_t                 n_delivered;
+    uint64_t                   queue_us;
+
+    ngx_http_moe_error_t       error;
+    ngx_str_t                  page;            /* the error's JSON */
+    ngx_http_moe_end_e         end;
+
+    unsigned                   submit:1;        /* was accepted at all */
+    unsigned                   start:1;         /* START was seen */
+    unsigned                   header_sent:1;
+    unsigned                   in_touched:1;
+    unsigned                   in_queue:1;
+    unsigned                   closed:1;        /* detached for good */
+    unsigned                   keepalive:1;     /* what the client asked */
+    unsigned                   page_sent:1;
+};
+
+
+/* json.c */
+u_char *ngx_http_moe_text_reserve(ngx_http_moe_text_t *text, size_t n);
+void ngx_http_moe_text_add(ngx_http_moe_text_t *text, const void *data,
+    size_t n);
+void ngx_http_moe_text_json(ngx_http_moe_text_t *text, const u_char *data,
+    size_t n);
+void ngx_http_moe_text_uint(ngx_http_moe_text_t *text, uint64_t n);
+void ngx_http_moe_text_float(ngx_http_moe_text_t *text, float f);
+ngx_uint_t ngx_http_moe_json_depth(const u_char *p, size_t n);
+
+#define ngx_http_moe_text_lit(text, lit)                                      \
+    ngx_http_moe_text_add(text, lit, sizeof(lit) - 1)
+
+#define ngx_http_moe_text_len(text)  ((size_t) ((text)->last - (text)->start))
+
+/* error.c */
+ngx_int_t ngx_http_moe_error(ngx_http_moe_ctx_t *ctx, ngx_uint_t status,
+    const char *code, const char *param, const char *fmt, ...);
+void ngx_http_moe_error_json(ngx_http_moe_text_t *text,
+    const ngx_http_moe_error_t *e);
+ngx_int_t ngx_http_moe_error_init(ngx_conf_t *cf);
+
+/* params.c */
+#define NGX_HTTP_MOE_CHAT         0x01
+#define NGX_HTTP_MOE_COMPLETIONS  0x02
+
+ngx_int_t ngx_http_moe_params_parse(ngx_http_moe_ctx_t *ctx, json_t *body,
+    ngx_uint_t api);
+ngx_int_t ngx_http_moe_params_payload(ngx_http_moe_ctx_t *ctx,
+    ngx_uint_t kind, const void *text, json_t *json, size_t n);
+const char *ngx_http_moe_type_name(const json_t *v);
+
+/* api_chat.c, api_completions.c */
+extern const ngx_http_moe_api_t  ngx_http_moe_api_chat;
+extern const ngx_http_moe_api_t  ngx_http_moe_api_completions;
+
+/* handler.c */
+ngx_int_t ngx_http_moe_handler(ngx_http_request_t *r);
+ngx_http_moe_ctx_t *ngx_http_moe_ctx_create(ngx_http_request_t *r);
+ngx_http_moe_ctx_t *ngx_http_moe_ctx_find(ngx_http_request_t *r);
+ngx_int_t ngx_http_moe_admit(ngx_http_moe_ctx_t *ctx);
+ngx_int_t ngx_http_moe_unavailable(ngx_http_moe_ctx_t *ctx,
+    const char *message);
+
+/* stream.c */
+ngx_int_t ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_stream_start(ngx_http_moe_ctx_t *ctx,
+    const struct abi_start *start);
+void ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
+    const ngx_http_moe_delta_t *delta);
+void ngx_http_moe_stream_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice,
+    ngx_uint_t reason);
+void ngx_http_moe_stream_done(ngx_http_moe_ctx_t *ctx,
+    const struct abi_usage *usage);
+void ngx_http_moe_stream_error(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_stream_usage(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_stream_timer(ngx_event_t *ev);
+
+/* channel.c */
+ngx_int_t ngx_http_moe_channel_init(ngx_http_moe_engine_t *engine,
+    ngx_cycle_t *cycle);
+void ngx_http_moe_channel_exit(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_channel_fault(ngx_http_moe_channel_t *ch,
+    const char *reason);
+ngx_uint_t ngx_http_moe_channel_ready(ngx_http_moe_channel_t *ch);
+
+/* slot.c */
+void ngx_http_moe_slot_reset(ngx_http_moe_channel_t *ch);
+ngx_int_t ngx_http_moe_slot_submit(ngx_http_moe_channel_t *ch,
+    ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_slot_leave(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_slot_credit(ngx_http_moe_ctx_t *ctx, uint32_t n_cells);
+void ngx_http_moe_slot_lost(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_slot_push(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_slot_room(ngx_event_t *ev);
+void ngx_http_moe_slot_drain(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_slot_touch(ngx_http_moe_channel_t *ch,
+    ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_slot_flush(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_slot_stuck(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_slot_logprob(const u_char **p, ngx_http_moe_logprob_t *lp);
+
+/* status.c */
+ngx_int_t ngx_http_moe_models_handler(ngx_http_request_t *r,
+    ngx_http_moe_engine_t *engine, ngx_str_t *id);
+ngx_int_t ngx_http_moe_health_handler(ngx_http_request_t *r);
+
+/* variables.c */
+ngx_int_t ngx_http_moe_variables_add(ngx_conf_t *cf);
+
+
+extern ngx_module_t  ngx_http_moe_module;
+
+
+#endif /* _NGX_HTTP_MOE_MODULE_H_INCLUDED_ */

@@ -1,0 +1,771 @@
+/*
+ * ngx_http_moe_stream.c - from typed events to bytes that the client has read.
+ *
+ * In: events of one request, checked.  Out: the header, server-sent events or
+ * one JSON object, credits for what has left, and exactly one finalisation.
+ *
+ * A request has a timer from its first moment to its last.  It keeps the
+ * limits and sends the pings; and since a worker that shuts down waits for
+ * timers, not for connections, it is what a stream survives a reload by.
+ *
+ * Must not know frames or sockets.
+ */
+
+#include "ngx_http_moe_module.h"
+
+
+static void ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx);
+static ngx_int_t ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx);
+static ngx_int_t ngx_http_moe_stream_push_header(ngx_http_request_t *r,
+    const char *key, const char *value);
+static ngx_int_t ngx_http_moe_stream_chain(ngx_http_moe_ctx_t *ctx,
+    ngx_chain_t **out);
+static void ngx_http_moe_stream_send(ngx_http_moe_ctx_t *ctx,
+    ngx_chain_t *out);
+static void ngx_http_moe_stream_whole(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_stream_sent(ngx_http_moe_ctx_t *ctx);
+static ngx_uint_t ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx,
+    ngx_int_t rc);
+static void ngx_http_moe_stream_write_handler(ngx_http_request_t *r);
+static ngx_msec_int_t ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx,
+    const char **what);
+static void ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx,
+    const char *what);
+
+
+ngx_int_t
+ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_uint_t              i;
+    ngx_pool_t             *pool;
+    ngx_connection_t       *c;
+    ngx_http_request_t     *r;
+    ngx_http_moe_choice_t  *choice;
+
+    r = ctx->request;
+    c = r->connection;
+    pool = r->pool;
+
+    ctx->choices = ngx_pcalloc(pool, ctx->params.abi.n_choices
+                                     * sizeof(ngx_http_moe_choice_t));
+    if (ctx->choices == NULL) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    for (i = 0; i < ctx->params.abi.n_choices; i++) {
+        choice = &ctx->choices[i];
+        choice->content.pool = pool;
+        choice->reasoning.pool = pool;
+        choice->logprobs.pool = pool;
+        choice->values.pool = pool;
+        choice->tops.pool = pool;
+        choice->offsets.pool = pool;
+    }
+
+    ctx->submit = 1;
+    ctx->created = ngx_time();
+    ctx->submitted = ngx_current_msec;
+    ctx->last_event = ngx_current_msec;
+    ctx->last_byte = ngx_current_msec;
+
+    ctx->timer.handler = ngx_http_moe_stream_timer;
+    ctx->timer.data = ctx;
+    ctx->timer.log = c->log;
+
+    ngx_add_timer(&ctx->timer, ctx->engine->queue_timeout);
+
+    r->write_event_handler = ngx_http_moe_stream_write_handler;
+
+    if (r != r->main) {
+        return NGX_OK;
+    }
+
+    r->read_event_handler = ngx_http_test_reading;
+
+    if (r->stream) {
+        return NGX_OK;
+    }
+
+    /* With a deferred accept the event may not be armed: look at once. */
+
+    if (c->read->ready) {
+        ngx_post_event(c->read, &ngx_posted_events);
+
+    } else if (ngx_handle_read_event(c->read, 0) != NGX_OK) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    return NGX_OK;
+}
+
+
+/* START, or the first event at all. */
+
+static void
+ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx)
+{
+    size_t  len;
+
+    if (ctx->start) {
+        return;
+    }
+
+    ctx->start = 1;
+    ctx->started = ngx_current_msec;
+
+    if (!ctx->params.stream) {
+        return;
+    }
+
+    ctx->api->start(ctx);
+
+    len = ngx_http_moe_text_len(&ctx->out);
+
+    ctx->prefix.data = ngx_pnalloc(ctx->request->pool, len);
+    if (ctx->prefix.data == NULL) {
+        ctx->out.failed = 1;
+        return;
+    }
+
+    ngx_memcpy(ctx->prefix.data, ctx->out.start, len);
+    ctx->prefix.len = len;
+    ctx->out.last = ctx->out.start;
+}
+
+
+void
+ngx_http_moe_stream_start(ngx_http_moe_ctx_t *ctx,
+    const struct abi_start *start)
+{
+    ngx_http_moe_stream_begin(ctx);
+
+    ctx->last_event = ngx_current_msec;
+    ctx->n_prompt = start->n_prompt_tok;
+    ctx->n_cached = start->n_cached_tok;
+    ctx->queue_us = start->queue_us;
+}
+
+
+void
+ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
+    const ngx_http_moe_delta_t *delta)
+{
+    ngx_http_moe_choice_t  *choice;
+
+    ngx_http_moe_stream_begin(ctx);
+
+    ctx->last_event = ngx_current_msec;
+
+    if (delta->n_tok && ctx->first_token == 0) {
+        ctx->first_token = ngx_current_msec;
+    }
+
+    ctx->n_output += delta->n_tok;
+    ctx->n_tok_unsent += delta->n_tok;
+
+    if (delta->channel == ABI_REASONING) {
+        ctx->n_reasoning += delta->n_tok;
+    }
+
+    ctx->api->delta(ctx, delta);
+
+    choice = &ctx->choices[delta->choice];
+
+    if (ngx_http_moe_text_len(&choice->content)
+        + ngx_http_moe_text_len(&choice->reasoning)
+        + ngx_http_moe_text_len(&choice->logprobs)
+        + ngx_http_moe_text_len(&choice->tops) > NGX_HTTP_MOE_ANSWER_MAX)
+    {
+        (void) ngx_http_moe_error(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR,
+                                  "answer_too_large", NULL,
+                                  "The answer is too large.");
+        ngx_http_moe_stream_error(ctx);
+        ngx_http_moe_slot_leave(ctx);
+    }
+}
+
+
+void
+ngx_http_moe_stream_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice,
+    ngx_uint_t reason)
+{
+    ngx_http_moe_stream_begin(ctx);
+
+    ctx->last_event = ngx_current_msec;
+    ctx->choices[choice].reason = reason;
+
+    ctx->api->finish(ctx, choice);
+}
+
+
+void
+ngx_http_moe_stream_done(ngx_http_moe_ctx_t *ctx,
+    const struct abi_usage *usage)
+{
+    ngx_http_moe_stream_begin(ctx);
+
+    ctx->n_prompt = usage->n_prompt_tok;
+    ctx->n_cached = usage->n_cached_tok;
+    ctx->n_output = usage->n_output_tok;
+    ctx->n_reasoning = usage->n_reasoning_tok;
+    ctx->queue_us = usage->queue_us;
+
+    ctx->end = NGX_HTTP_MOE_DONE;
+
+    ctx->api->done(ctx);
+
+    if (ctx->params.stream) {
+        ngx_http_moe_text_lit(&ctx->out, "data: [DONE]\n\n");
+    }
+}
+
+
+/* Ends the request with ctx->error: as an event if the header has gone. */
+
+void
+ngx_http_moe_stream_error(ngx_http_moe_ctx_t *ctx)
+{
+    if (ctx->end != NGX_HTTP_MOE_NO_END) {
+        return;
+    }
+
+    ctx->end = NGX_HTTP_MOE_ERROR;
+
+    if (ctx->header_sent) {
+        ngx_http_moe_text_lit(&ctx->out, "data: ");
+        ngx_http_moe_error_json(&ctx->out, &ctx->error);
+        ngx_http_moe_text_lit(&ctx->out, "\n\ndata: [DONE]\n\n");
+    }
+}
+
+
+void
+ngx_http_moe_stream_usage(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_http_moe_text_t  *out;
+
+    out = &ctx->out;
+
+    ngx_http_moe_text_lit(out, "{\"prompt_tokens\":");
+    ngx_http_moe_text_uint(out, ctx->n_prompt);
+    ngx_http_moe_text_lit(out, ",\"completion_tokens\":");
+    ngx_http_moe_text_uint(out, ctx->n_output);
+    ngx_http_moe_text_lit(out, ",\"total_tokens\":");
+    ngx_http_moe_text_uint(out, ctx->n_prompt + ctx->n_output);
+    ngx_http_moe_text_lit(out, ",\"prompt_tokens_details\":"
+                               "{\"cached_tokens\":");
+    ngx_http_moe_text_uint(out, ctx->n_cached);
+    ngx_http_moe_text_lit(out, "},\"completion_tokens_details\":"
+                               "{\"reasoning_tokens\":");
+    ngx_http_moe_text_uint(out, ctx->n_reasoning);
+    ngx_http_moe_text_lit(out, "}}");
+}
+
+
+/*
+ * Sends what the events of one drain have left in ctx->out, and finalises the
+ * request if it has ended.  The context may be gone when this returns.
+ */
+
+void
+ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_int_t            rc;
+    ngx_chain_t         *out;
+    ngx_http_request_t  *r;
+
+    if (ctx->closed) {
+        return;
+    }
+
+    r = ctx->request;
+
+    if (ngx_http_moe_stream_failed(ctx)) {
+        ngx_http_moe_stream_finalize(ctx, ctx->header_sent ? NGX_ERROR
+                                          : NGX_HTTP_INTERNAL_SERVER_ERROR);
+        return;
+    }
+
+    if (ctx->end == NGX_HTTP_MOE_ERROR && !ctx->header_sent) {
+        ngx_http_moe_stream_finalize(ctx, (ngx_int_t) ctx->error.status);
+        return;
+    }
+
+    if (!ctx->params.stream) {
+
+        if (ctx->end == NGX_HTTP_MOE_DONE) {
+            ngx_http_moe_stream_whole(ctx);
+
+        } else {
+            ngx_http_moe_stream_sent(ctx);
+        }
+
+        return;
+    }
+
+    if (!ctx->header_sent) {
+        rc = ngx_http_moe_stream_header(ctx);
+
+        if (rc != NGX_OK || r->header_only) {
+            ngx_http_moe_stream_finalize(ctx, rc);
+            return;
+        }
+    }
+
+    if (ngx_http_moe_stream_chain(ctx, &out) != NGX_OK) {
+        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        return;
+    }
+
+    ngx_http_moe_stream_send(ctx, out);
+}
+
+
+static ngx_uint_t
+ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_uint_t              i, failed;
+    ngx_http_moe_choice_t  *choice;
+
+    failed = ctx->out.failed;
+
+    for (i = 0; i < ctx->params.abi.n_choices; i++) {
+        choice = &ctx->choices[i];
+        failed |= choice->content.failed | choice->reasoning.failed
+                  | choice->logprobs.failed | choice->values.failed
+                  | choice->tops.failed | choice->offsets.failed;
+    }
+
+    return failed;
+}
+
+
+static ngx_int_t
+ngx_http_moe_stream_push_header(ngx_http_request_t *r, const char *key,
+    const char *value)
+{
+    ngx_table_elt_t  *h;
+
+    h = ngx_list_push(&r->headers_out.headers);
+    if (h == NULL) {
+        return NGX_ERROR;
+    }
+
+    h->hash = 1;
+    h->key.data = (u_char *) key;
+    h->key.len = ngx_strlen(key);
+    h->value.data = (u_char *) value;
+    h->value.len = ngx_strlen(value);
+#if (nginx_version >= 1023000)
+    h->next = NULL;
+#endif
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_int_t                  rc;
+    ngx_connection_t          *c;
+    ngx_http_request_t        *r;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    r = ctx->request;
+    c = r->connection;
+
+    r->headers_out.status = NGX_HTTP_OK;
+    ngx_str_set(&r->headers_out.content_type, "text/event-stream");
+    r->headers_out.content_type_len = r->headers_out.content_type.len;
+    r->headers_out.content_type_lowcase = NULL;
+    ngx_http_clear_content_length(r);
+
+    /* The last one is for proxies before us: NGINX is one that obeys it. */
+
+    if (ngx_http_moe_stream_push_header(r, "Cache-Control",
+                                        "no-cache, no-transform") != NGX_OK
+        || ngx_http_moe_stream_push_header(r, "X-Accel-Buffering", "no")
+           != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    ctx->header_sent = 1;
+
+    rc = ngx_http_send_header(r);
+
+    if (rc == NGX_ERROR || rc > NGX_OK) {
+        return rc;
+    }
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    /* On the first request of a connection nobody else does. */
+
+    if (clcf->tcp_nodelay && ngx_tcp_nodelay(c) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
+}
+
+
+/* A chain of one buffer: the text so far, or the bare wish to flush.  The
+ * memory of a buffer that came back takes the text to come. */
+
+static ngx_int_t
+ngx_http_moe_stream_chain(ngx_http_moe_ctx_t *ctx, ngx_chain_t **out)
+{
+    u_char               *start, *end;
+    ngx_buf_t            *b;
+    ngx_chain_t          *cl;
+    ngx_http_request_t   *r;
+    ngx_http_moe_text_t  *text;
+
+    r = ctx->request;
+    text = &ctx->out;
+
+    cl = ngx_chain_get_free_buf(r->pool, &ctx->free);
+    if (cl == NULL) {
+        return NGX_ERROR;
+    }
+
+    b = cl->buf;
+    start = b->start;
+    end = b->end;
+
+    ngx_memzero(b, sizeof(ngx_buf_t));
+
+    b->tag = (ngx_buf_tag_t) &ngx_http_moe_module;
+    b->flush = 1;
+
+    if (text->last != text->start) {
+        b->start = text->start;
+        b->pos = text->start;
+        b->last = text->last;
+        b->end = text->end;
+        b->temporary = 1;
+
+        text->start = start;
+        text->last = start;
+        text->end = end;
+
+    } else {
+        b->start = start;
+        b->pos = start;
+        b->last = start;
+        b->end = end;
+    }
+
+    if (ctx->end != NGX_HTTP_MOE_NO_END) {
+        b->last_buf = (r == r->main) ? 1 : 0;
+        b->last_in_chain = 1;
+    }
+
+    *out = cl;
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_moe_stream_send(ngx_http_moe_ctx_t *ctx, ngx_chain_t *out)
+{
+    ngx_int_t                  rc;
+    ngx_event_t               *wev;
+    ngx_connection_t          *c;
+    ngx_http_request_t        *r;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    r = ctx->request;
+    c = r->connection;
+    wev = c->write;
+    rc = NGX_OK;
+
+    if (out || ctx->busy || r->buffered || c->buffered || r->postponed) {
+
+        if (out) {
+            ctx->last_byte = ngx_current_msec;
+        }
+
+        rc = ngx_http_output_filter(r, out);
+
+        ngx_chain_update_chains(r->pool, &ctx->free, &ctx->busy, &out,
+                                (ngx_buf_tag_t) &ngx_http_moe_module);
+    }
+
+    if (rc == NGX_ERROR || c->error) {
+        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        return;
+    }
+
+    if (ctx->busy == NULL && !(r->buffered || c->buffered || r->postponed)) {
+        ngx_http_moe_stream_sent(ctx);
+    }
+
+    if (ctx->end != NGX_HTTP_MOE_NO_END) {
+        ngx_http_moe_stream_finalize(ctx, rc);
+        return;
+    }
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    /* The timer runs from when the client stopped, not from our last try. */
+
+    if (!c->buffered) {
+        if (wev->timer_set && !wev->delayed) {
+            ngx_del_timer(wev);
+        }
+
+    } else if (!wev->timer_set) {
+        ngx_add_timer(wev, clcf->send_timeout);
+    }
+
+    if (ngx_handle_write_event(wev, clcf->send_lowat) != NGX_OK) {
+        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+    }
+}
+
+
+/* All that was made of the events so far has left. */
+
+static void
+ngx_http_moe_stream_sent(ngx_http_moe_ctx_t *ctx)
+{
+    uint32_t  n_cells;
+
+    n_cells = ctx->n_cells;
+
+    ctx->n_cells = 0;
+    ctx->n_delivered += ctx->n_tok_unsent;
+    ctx->n_tok_unsent = 0;
+
+    if (n_cells) {
+        ngx_http_moe_slot_credit(ctx, n_cells);
+    }
+}
+
+
+static void
+ngx_http_moe_stream_whole(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_int_t            rc;
+    ngx_chain_t         *out;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    r->headers_out.status = NGX_HTTP_OK;
+    ngx_str_set(&r->headers_out.content_type, "application/json");
+    r->headers_out.content_type_len = r->headers_out.content_type.len;
+    r->headers_out.content_type_lowcase = NULL;
+    r->headers_out.content_length_n = (off_t) ngx_http_moe_text_len(&ctx->out);
+
+    ctx->header_sent = 1;
+
+    rc = ngx_http_send_header(r);
+
+    if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
+        ngx_http_moe_stream_finalize(ctx, rc);
+        return;
+    }
+
+    if (ngx_http_moe_stream_chain(ctx, &out) != NGX_OK) {
+        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        return;
+    }
+
+    ngx_http_moe_stream_send(ctx, out);
+}
+
+
+static void
+ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx, ngx_int_t rc)
+{
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    ngx_http_moe_stream_close(ctx);
+
+    r->read_event_handler = ngx_http_block_reading;
+    r->write_event_handler = ngx_http_request_empty_handler;
+
+    ngx_http_finalize_request(r, rc);
+}
+
+
+/* The end of the context's part, also when the client ends it; idempotent. */
+
+void
+ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx)
+{
+    if (ctx->closed) {
+        return;
+    }
+
+    ctx->closed = 1;
+
+    if (ctx->timer.timer_set) {
+        ngx_del_timer(&ctx->timer);
+    }
+
+    if (ctx->in_touched) {
+        ctx->in_touched = 0;
+        ngx_queue_remove(&ctx->touch);
+    }
+
+    ngx_http_moe_slot_leave(ctx);
+}
+
+
+static void
+ngx_http_moe_stream_write_handler(ngx_http_request_t *r)
+{
+    ngx_event_t         *wev;
+    ngx_connection_t    *c;
+    ngx_http_moe_ctx_t  *ctx;
+
+    c = r->connection;
+    wev = c->write;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_moe_module);
+
+    if (wev->timedout) {
+        ngx_log_error(NGX_LOG_INFO, c->log, NGX_ETIMEDOUT,
+                      "client timed out");
+        c->timedout = 1;
+        ngx_http_moe_stream_finalize(ctx, NGX_HTTP_REQUEST_TIME_OUT);
+        return;
+    }
+
+    if (!ctx->header_sent) {
+        return;
+    }
+
+    if (wev->timer_set && !wev->delayed) {
+        ngx_del_timer(wev);
+    }
+
+    ngx_http_moe_stream_send(ctx, NULL);
+}
+
+
+/* What is left of the tightest limit, and its name; <= 0: it has passed. */
+
+static ngx_msec_int_t
+ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx, const char **what)
+{
+    ngx_msec_t              now;
+    ngx_msec_int_t          left, whole;
+    ngx_http_moe_engine_t  *engine;
+
+    now = ngx_current_msec;
+    engine = ctx->engine;
+
+    if (!ctx->start) {
+        *what = "queue_timeout";
+        left = (ngx_msec_int_t) (ctx->submitted + engine->queue_timeout - now);
+
+    } else if (ctx->first_token == 0) {
+        *what = "first_token_timeout";
+        left = (ngx_msec_int_t) (ctx->started + engine->first_token_timeout
+                                 - now);
+
+    } else if (ctx->busy) {
+
+        /* It is the client that is slow: send_timeout is its limit. */
+
+        *what = "token_timeout";
+        left = (ngx_msec_int_t) engine->token_timeout;
+
+    } else {
+        *what = "token_timeout";
+        left = (ngx_msec_int_t) (ctx->last_event + engine->token_timeout
+                                 - now);
+    }
+
+    if (engine->request_timeout) {
+        whole = (ngx_msec_int_t) (ctx->submitted + engine->request_timeout
+                                  - now);
+
+        if (whole < left) {
+            *what = "request_timeout";
+            left = whole;
+        }
+    }
+
+    return left;
+}
+
+
+void
+ngx_http_moe_stream_timer(ngx_event_t *ev)
+{
+    const char              *what;
+    ngx_msec_t               ping;
+    ngx_msec_int_t           left, quiet;
+    ngx_connection_t        *c;
+    ngx_http_request_t      *r;
+    ngx_http_moe_ctx_t      *ctx;
+
+    ctx = ev->data;
+    r = ctx->request;
+    c = r->connection;
+    ping = ctx->engine->ping;
+
+    ngx_http_set_log_request(c->log, r);
+
+    left = ngx_http_moe_stream_limit(ctx, &what);
+
+    if (left <= 0) {
+        ngx_http_moe_stream_expired(ctx, what);
+        ngx_http_run_posted_requests(c);
+        return;
+    }
+
+    quiet = (ngx_msec_int_t) ping;
+
+    if (ping && ctx->params.stream && ctx->header_sent) {
+
+        quiet = (ngx_msec_int_t) (ctx->last_byte + ping - ngx_current_msec);
+
+        if (quiet <= 0) {
+            quiet = (ngx_msec_int_t) ping;
+
+            if (ctx->busy == NULL && !c->buffered) {
+                ngx_http_moe_text_lit(&ctx->out, ": ping\n\n");
+            }
+        }
+    }
+
+    ngx_add_timer(ev, (ngx_msec_t) (ping ? ngx_min(left, quiet) : left));
+
+    if (ctx->out.last != ctx->out.start) {
+        ngx_http_moe_stream_flush(ctx);
+        ngx_http_run_posted_requests(c);
+    }
+}
+
+
+static void
+ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx, const char *what)
+{
+    ngx_uint_t  status;
+
+    status = ctx->start ? NGX_HTTP_GATEWAY_TIME_OUT
+                        : NGX_HTTP_SERVICE_UNAVAILABLE;
+
+    (void) ngx_http_moe_error(ctx, status, what, NULL,
+                              "The engine did not answer in time (%s).", what);
+
+    if (!ctx->start) {
+        ctx->error.retry_after = 2;
+    }
+
+    ngx_http_moe_stream_error(ctx);
+    ngx_http_moe_slot_leave(ctx);
+    ngx_http_moe_stream_flush(ctx);
+}
