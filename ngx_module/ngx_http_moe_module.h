@@ -23,7 +23,7 @@
 
 #include <jansson.h>
 
-#include "ring.h"
+#include "../engine/ring.h"
 
 
 /* Events that the engine may be ahead of a client, in cells: 128 tokens. */
