@@ -308,9 +308,9 @@ ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch)
     ngx_add_timer(&ch->tick, NGX_HTTP_MOE_TICK_MSEC);
 
     ngx_log_error(NGX_LOG_NOTICE, ch->log, 0,
-                  "engine \"%V\": attached, model \"%s\", context of %uD tokens",
-                  &ch->engine->name, ch->welcome.model,
-                  ch->welcome.n_ctx_tok);
+                  "engine \"%V\": attached, model \"%s\", "
+                  "context of %uD tokens", &ch->engine->name,
+                  ch->welcome.model, ch->welcome.n_ctx_tok);
 
     ngx_http_moe_channel_pending(ch);
 
@@ -418,7 +418,7 @@ ngx_http_moe_channel_close(ngx_http_moe_channel_t *ch)
 }
 
 
-/* The peer cannot be believed: detaches, but not in the middle of what we do. */
+/* The peer cannot be believed: detaches, but not in the middle of a pass. */
 
 void
 ngx_http_moe_channel_fault(ngx_http_moe_channel_t *ch, const char *reason)
