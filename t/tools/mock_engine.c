@@ -10,8 +10,8 @@
  * mock_script.h lists the words.
  *
  * --attach MODE does the handshake wrongly, the first N times: attach_names[].
- * SIGUSR1 changes between READY and DRAINING.  Each attach, request, cancel,
- * end and detach is one line on stderr, unless --quiet.
+ * SIGUSR1 changes between READY and DRAINING, SIGTERM ends it.  Each attach,
+ * request, cancel, end and detach is one line on stderr, unless --quiet.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -51,7 +51,7 @@ static unsigned attach_mode, attach_left;
 static uint32_t limit = UINT32_MAX;
 static int poller, listener;
 static unsigned n_attached;
-static volatile sig_atomic_t draining;
+static volatile sig_atomic_t draining, stopping;
 
 
 static void
@@ -454,6 +454,14 @@ on_drain(int signo)
 }
 
 
+static void
+on_stop(int signo)
+{
+    (void) signo;
+    stopping = 1;
+}
+
+
 static int
 listen_at(const char *path)
 {
@@ -515,6 +523,8 @@ main(int argc, char **argv)
 
     signal(SIGPIPE, SIG_IGN);
     signal(SIGUSR1, on_drain);
+    signal(SIGTERM, on_stop);
+    signal(SIGINT, on_stop);
     poller = epoll_create1(EPOLL_CLOEXEC);
     listener = path ? listen_at(path) : -1;
     if (listener == -1) {
@@ -525,7 +535,7 @@ main(int argc, char **argv)
     watch(listener, EPOLLIN, NEVER);
     say("ready");
 
-    for ( ;; ) {
+    while (!stopping) {
         struct epoll_event events[64];
         int n = epoll_wait(poller, events, 64, pass());
 
@@ -533,4 +543,12 @@ main(int argc, char **argv)
             handle(events[i].data.u64);
         }
     }
+
+    for (unsigned i = 0; i < N_WORKERS; i++) {
+        if (workers[i] != NULL) {
+            worker_close(i);
+        }
+    }
+    unlink(path);
+    return 0;
 }
