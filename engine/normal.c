@@ -93,8 +93,15 @@ step(const struct normal_step *s, struct pattern_work *w, struct slice *in,
         rc = buf_add(out, s->text, s->n) | buf_add(out, in->p, in->n);
         break;
 
+    case NORMAL_LOWERCASE:
+        rc = unicode_lower(in->p, in->n, out);
+        break;
+
     default:
-        return err_set(e, "normalizer %d is not there yet", (int) s->kind);
+        rc = unicode_form(in->p, in->n,
+                          s->kind == NORMAL_NFC || s->kind == NORMAL_NFKC,
+                          s->kind == NORMAL_NFKC || s->kind == NORMAL_NFKD,
+                          out);
     }
 
     return rc == 0 ? 0 : err_set(e, "no memory for %zu bytes of text", in->n);

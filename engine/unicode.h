@@ -34,4 +34,16 @@ int unicode_lossy(const char *p, size_t n, struct buf *out);
 /* White_Space. */
 int unicode_is_space(uint32_t cp);
 
+/* Unpacks the tables of what follows, which do it themselves when first used.
+ * -1: no memory.  Any thread, any number of times. */
+int unicode_init(void);
+
+/* Appends the normal form of valid UTF-8: NFC and NFKC compose, NFKC and NFKD
+ * are compatible.  -1: no memory. */
+int unicode_form(const char *p, size_t n, int composes, int compatible,
+                 struct buf *out);
+
+/* Appends the text with each character in lower case by itself. */
+int unicode_lower(const char *p, size_t n, struct buf *out);
+
 #endif /* MOE_UNICODE_H */

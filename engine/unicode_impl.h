@@ -1,0 +1,12 @@
+/*
+ * unicode_impl.h - the tables that unicode_data.c gives to unicode_form.c.
+ */
+#ifndef MOE_UNICODE_IMPL_H
+#define MOE_UNICODE_IMPL_H
+
+extern const char unicode_canonical[];
+extern const char unicode_compatible[];
+extern const char unicode_classes[];
+extern const char unicode_lowercase[];
+
+#endif /* MOE_UNICODE_IMPL_H */
