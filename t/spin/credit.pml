@@ -37,8 +37,8 @@
  *   -DPAY_TWICE       what was paid back is not struck off
  * Show a failing run with: spin -t -p -DKEEP_OWED credit.pml
  *
- * What it found: a late CREDIT or CANCEL needs no tag against a slot's next use,
- * since the request ring keeps their order; the tag is for dishonest peers.
+ * What it found: a late CREDIT or CANCEL needs no tag against its slot's next
+ * use, since the request ring keeps their order; the tag is for dishonest peers.
  */
 #define NSLOT   2
 #ifndef WINDOW
@@ -61,7 +61,7 @@ mtype = { REQUEST, CANCEL, CREDIT, DELTA, END };
 chan event = [CAP + 4] of { mtype, byte, byte };    /* type, slot, use */
 byte tail, head;                        /* published by engine, by worker */
 
-/* request ring, published whole; never full here: see ring_put()'s keep_cells */
+/* request ring, published whole; never full here: keep_cells sees to that */
 chan request = [16] of { mtype, byte, byte, byte }; /* type, slot, use, n */
 
 /* the engine's private state */
