@@ -1,0 +1,615 @@
+/*
+ * cpu.c - the CPU backend: memory, packing, the choice of kernels by what the
+ * machine has, and the ops, each cut into one part a thread.
+ */
+#include "cpu.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+/* Fewer multiplications than this are done before another thread has woken. */
+#define WORK_MIN        (32 * 1024)
+
+
+void
+cpu_run(struct cpu *c, pool_fn fn, void *ctx, uint64_t work)
+{
+    if (work < WORK_MIN) {
+        fn(ctx, 0, 1);
+
+    } else {
+        pool_run(c->pool, fn, ctx);
+    }
+}
+
+
+static void *
+op_alloc(struct backend *b, size_t n_bytes)
+{
+    void *p = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    (void) b;
+
+    if (p == MAP_FAILED) {
+        return NULL;
+    }
+
+    if (n_bytes >= (2u << 20)) {
+        madvise(p, n_bytes, MADV_HUGEPAGE);
+    }
+
+    return p;
+}
+
+
+static void
+op_free(struct backend *b, void *p, size_t n_bytes)
+{
+    (void) b;
+
+    if (p != NULL) {
+        munmap(p, n_bytes);
+    }
+}
+
+
+/* The number behind `key` in a file; UINT64_MAX where there is none. */
+static uint64_t
+file_number(const char *path, const char *key)
+{
+    char  line[256];
+    FILE *f = fopen(path, "re");
+
+    while (f != NULL && fgets(line, sizeof(line), f) != NULL) {
+        if (strncmp(line, key, strlen(key)) == 0) {
+            char    *p = line + strlen(key), *end;
+            uint64_t v = strtoull(p, &end, 10);
+
+            fclose(f);
+            return end == p ? UINT64_MAX : v;
+        }
+    }
+
+    if (f != NULL) {
+        fclose(f);
+    }
+
+    return UINT64_MAX;
+}
+
+
+/* What the machine can give, or what the container may take. */
+static uint64_t
+op_room(struct backend *b)
+{
+    uint64_t kib = file_number("/proc/meminfo", "MemAvailable:");
+    uint64_t room = kib > UINT64_MAX / 1024 ? UINT64_MAX : kib * 1024;
+    uint64_t max = file_number("/sys/fs/cgroup/memory.max", "");
+    uint64_t now = file_number("/sys/fs/cgroup/memory.current", "");
+
+    (void) b;
+
+    if (max != UINT64_MAX && now <= max && max - now < room) {
+        room = max - now;
+    }
+
+    return room;
+}
+
+
+static void
+op_put(struct backend *b, void *to, const void *from, size_t n)
+{
+    (void) b;
+    memcpy(to, from, n);
+}
+
+
+static size_t
+op_weight_bytes(const struct weight *w)
+{
+    return n_tiles(w->n_out) * tile_bytes(w->dtype, w->n_in);
+}
+
+
+static void
+op_weight_put(struct backend *b, const struct weight *w, uint32_t i,
+              uint32_t row, uint32_t n_rows, const float *rows)
+{
+    uint8_t *m = (uint8_t *) w->data + op_weight_bytes(w) * i;
+
+    (void) b;
+
+    for (uint32_t r = 0; r < n_rows; r++) {
+        uint8_t     *tile = m + (row + r) / TILE
+                            * tile_bytes(w->dtype, w->n_in);
+        size_t       lane = (row + r) % TILE;
+        const float *x = rows + (size_t) r * w->n_in;
+
+        if (w->dtype == DTYPE_F32) {
+            float *to = (float *) (void *) tile + lane;
+
+            for (size_t i_in = 0; i_in < w->n_in; i_in++) {
+                to[i_in * TILE] = x[i_in];
+            }
+
+        } else {
+            uint16_t *to = (uint16_t *) (void *) tile + lane * 2;
+
+            for (size_t i_in = 0; i_in < w->n_in; i_in++) {
+                to[i_in / 2 * TILE * 2 + i_in % 2] = bf16_from_f32(x[i_in]);
+            }
+        }
+    }
+}
+
+
+struct each_run {
+    void   (*fn)(void *ctx, uint32_t i, int thread);
+    void    *ctx;
+    uint32_t n;
+};
+
+
+static void
+run_each(void *ctx, int i, int n)
+{
+    struct each_run *r = ctx;
+
+    for (uint32_t j = (uint32_t) i; j < r->n; j += (uint32_t) n) {
+        r->fn(r->ctx, j, i);
+    }
+}
+
+
+static void
+op_each(struct backend *b, uint32_t n,
+        void (*fn)(void *ctx, uint32_t i, int thread), void *ctx)
+{
+    struct each_run r = { fn, ctx, n };
+
+    pool_run(cpu_of(b)->pool, run_each, &r);
+}
+
+
+static void
+op_begin(struct backend *b, const struct batch *batch)
+{
+    cpu_of(b)->batch = batch;
+}
+
+
+static void
+op_embed(struct backend *b, struct tensor y, const struct weight *w)
+{
+    const struct batch *batch = cpu_of(b)->batch;
+
+    for (uint32_t t = 0; t < batch->n_tok; t++) {
+        assert(batch->ids[t] < w->n_out);
+
+        for (uint32_t i = 0; i < w->n_in; i++) {
+            y.data[y.stride * t + i] = tile_get(w->data, w->dtype, w->n_in,
+                                                batch->ids[t], i);
+        }
+    }
+}
+
+
+struct rows_run {
+    struct cpu   *c;
+    struct tensor y;
+    struct tensor x;
+    struct tensor x2;           /* silu_mul's up */
+    const float  *w;
+    float         eps;
+    uint32_t      n_rows;
+    uint32_t      n;
+};
+
+
+static void
+run_rmsnorm(void *ctx, int i, int n)
+{
+    struct rows_run *a = ctx;
+    uint32_t         from, to;
+
+    pool_part(a->n_rows, i, n, &from, &to);
+
+    for (uint32_t r = from; r < to; r++) {
+        a->c->k->rmsnorm(a->y.data + a->y.stride * r,
+                         a->x.data + a->x.stride * r, a->w, a->eps, a->n);
+    }
+}
+
+
+static void
+op_rmsnorm(struct backend *b, struct tensor y, struct tensor x, const float *w,
+           float eps, uint32_t n_rows, uint32_t n)
+{
+    struct rows_run a = {
+        .c = cpu_of(b), .y = y, .x = x, .w = w, .eps = eps, .n_rows = n_rows,
+        .n = n
+    };
+
+    cpu_run(a.c, run_rmsnorm, &a, (uint64_t) n_rows * n);
+}
+
+
+static void
+run_silu_mul(void *ctx, int i, int n)
+{
+    struct rows_run *a = ctx;
+    uint32_t         from, to;
+
+    pool_part(a->n_rows, i, n, &from, &to);
+
+    for (uint32_t r = from; r < to; r++) {
+        a->c->k->silu_mul(a->y.data + a->y.stride * r,
+                          a->x.data + a->x.stride * r,
+                          a->x2.data + a->x2.stride * r, a->n);
+    }
+}
+
+
+static void
+op_silu_mul(struct backend *b, struct tensor y, struct tensor gate,
+            struct tensor up, uint32_t n_rows, uint32_t n)
+{
+    struct rows_run a = {
+        .c = cpu_of(b), .y = y, .x = gate, .x2 = up, .n_rows = n_rows, .n = n
+    };
+
+    cpu_run(a.c, run_silu_mul, &a, (uint64_t) n_rows * n * 4);
+}
+
+
+struct linear_run {
+    struct cpu          *c;
+    struct linear        l;
+    uint32_t             n_rows;
+    const struct heads  *heads;         /* or NULL */
+};
+
+
+/* Tiles of all heads, one after the other, or of the one matrix. */
+static void
+run_linear(void *ctx, int i, int n)
+{
+    const struct linear_run *a = ctx;
+    uint32_t                 from, to;
+
+    pool_part(n_tiles(a->l.n_out), i, n, &from, &to);
+
+    if (from < to) {
+        a->c->k->linear(&a->l, from, to, 0, a->n_rows);
+    }
+}
+
+
+static void
+op_linear(struct backend *b, struct tensor y, struct tensor x,
+          const struct weight *w, uint32_t n_rows, int add)
+{
+    struct linear_run a = {
+        .c = cpu_of(b),
+        .l = {
+            .w = w->data, .dtype = w->dtype, .n_out = w->n_out,
+            .n_in = w->n_in, .x = x.data, .x_stride = x.stride,
+            .y = y.data, .y_stride = y.stride, .add = add
+        },
+        .n_rows = n_rows
+    };
+
+    if (n_rows != 0) {
+        cpu_run(a.c, run_linear, &a, (uint64_t) n_rows * w->n_out * w->n_in);
+    }
+}
+
+
+static void
+run_heads(void *ctx, int i, int n)
+{
+    const struct linear_run   *a = ctx;
+    const struct heads        *h = a->heads;
+    const struct weight       *w = h->w;
+    uint32_t                   tiles = n_tiles(w->n_out), from, to;
+
+    pool_part(tiles * w->n, i, n, &from, &to);
+
+    while (from < to) {
+        uint32_t      head = from / tiles, t0 = from % tiles;
+        uint32_t      t1 = to - from < tiles - t0 ? t0 + to - from : tiles;
+        struct linear l = a->l;
+
+        l.w += op_weight_bytes(w) * head;
+        l.x += h->x_head * head;
+        l.y += h->y_head * head;
+        a->c->k->linear(&l, t0, t1, 0, a->n_rows);
+        from += t1 - t0;
+    }
+}
+
+
+static void
+op_heads(struct backend *b, const struct heads *h)
+{
+    const struct weight *w = h->w;
+    struct linear_run    a = {
+        .c = cpu_of(b),
+        .l = {
+            .w = w->data, .dtype = w->dtype, .n_out = w->n_out,
+            .n_in = w->n_in, .x = h->x.data, .x_stride = h->x.stride,
+            .y = h->y.data, .y_stride = h->y.stride
+        },
+        .n_rows = h->n_rows,
+        .heads = h
+    };
+
+    cpu_run(a.c, run_heads, &a,
+            (uint64_t) h->n_rows * w->n * w->n_out * w->n_in);
+}
+
+
+static void
+op_angles(struct backend *b, struct tensor angles, const float *freqs,
+          uint32_t n_pairs, float scale)
+{
+    const struct batch *batch = cpu_of(b)->batch;
+
+    for (uint32_t t = 0; t < batch->n_tok; t++) {
+        float *to = angles.data + angles.stride * t;
+
+        for (uint32_t i = 0; i < n_pairs; i++) {
+            double angle = (double) ((float) batch->pos[t] * freqs[i]);
+
+            to[i] = (float) cos(angle) * scale;
+            to[n_pairs + i] = (float) sin(angle) * scale;
+        }
+    }
+}
+
+
+static void
+rope_slice(float *y, const float *x, const float *angles, uint32_t n,
+           int interleaved)
+{
+    uint32_t half = n / 2;
+
+    for (uint32_t i = 0; i < half; i++) {
+        uint32_t i0 = interleaved ? 2 * i : i;
+        uint32_t i1 = interleaved ? 2 * i + 1 : i + half;
+        float    x0 = x[i0], x1 = x[i1];
+        float    c = angles[i], s = angles[half + i];
+
+        y[i0] = x0 * c - x1 * s;
+        y[i1] = x1 * c + x0 * s;
+    }
+}
+
+
+static void
+op_rope(struct backend *b, const struct rope *a)
+{
+    const struct batch *batch = cpu_of(b)->batch;
+
+    for (uint32_t t = 0; t < batch->n_tok; t++) {
+        for (uint32_t h = 0; h < a->n_heads; h++) {
+            rope_slice(a->y.data + a->y.stride * t + a->y_head * h,
+                       a->x.data + a->x.stride * t + a->x_head * h,
+                       a->angles.data + a->angles.stride * t, a->n,
+                       a->interleaved);
+        }
+    }
+}
+
+
+static void
+op_kv_put(struct backend *b, const struct kv_store *kv, uint32_t layer,
+          struct tensor x, uint32_t n)
+{
+    const struct batch *batch = cpu_of(b)->batch;
+
+    for (uint32_t t = 0; t < batch->n_tok; t++) {
+        uint32_t     pos = batch->pos[t];
+        uint32_t     page = batch->pages[t][pos / BACKEND_PAGE_TOK];
+        void        *row = kv_row(kv, page, layer, pos % BACKEND_PAGE_TOK);
+        const float *from = x.data + x.stride * t;
+
+        assert(page < kv->n_pages && n <= kv->row);
+        memset(row, 0, kv->row * dtype_bytes(kv->dtype));
+
+        if (kv->dtype == DTYPE_F32) {
+            memcpy(row, from, n * sizeof(float));
+            continue;
+        }
+
+        for (uint32_t i = 0; i < n; i++) {
+            ((uint16_t *) row)[i] = bf16_from_f32(from[i]);
+        }
+    }
+}
+
+
+/* Heads that share one reading of the keys. */
+#define MLA_HEADS       4
+
+struct mla_run {
+    struct cpu       *c;
+    const struct mla *a;
+};
+
+
+/* Units are dealt out in turn: later tokens of a prompt have more to do. */
+static void
+run_mla(void *ctx, int i, int n)
+{
+    const struct mla_run *r = ctx;
+    const struct batch   *batch = r->c->batch;
+    uint32_t              n_heads = r->a->n_heads;
+    uint32_t              groups = (n_heads + MLA_HEADS - 1) / MLA_HEADS;
+
+    for (uint32_t u = (uint32_t) i; u < groups * batch->n_tok;
+         u += (uint32_t) n)
+    {
+        uint32_t t = u / groups, h = u % groups * MLA_HEADS;
+
+        r->c->k->mla(r->a, t, batch->pos[t], batch->pages[t], h,
+                     h + MLA_HEADS < n_heads ? h + MLA_HEADS : n_heads);
+    }
+}
+
+
+static void
+op_mla(struct backend *b, const struct mla *a)
+{
+    struct mla_run      r = { cpu_of(b), a };
+    const struct batch *batch = r.c->batch;
+    uint64_t            keys = 0;
+
+    for (uint32_t t = 0; t < batch->n_tok; t++) {
+        keys += batch->pos[t] + 1;
+    }
+
+    cpu_run(r.c, run_mla, &r, 2 * keys * a->n_heads * a->kv->row);
+}
+
+
+static void
+op_gather(struct backend *b, struct tensor y, struct tensor x,
+          const uint32_t *rows, uint32_t n_rows, uint32_t n)
+{
+    (void) b;
+
+    for (uint32_t i = 0; i < n_rows; i++) {
+        memcpy(y.data + y.stride * i, x.data + x.stride * rows[i],
+               n * sizeof(float));
+    }
+}
+
+
+static float *
+op_fetch(struct backend *b, struct tensor x, uint32_t n_rows, uint32_t n)
+{
+    (void) b;
+    (void) n_rows;
+    assert(x.stride == n);
+
+    return x.data;
+}
+
+
+static void
+op_close(struct backend *b)
+{
+    pool_free(cpu_of(b)->pool);
+    free(b);
+}
+
+
+static const struct backend_ops ops = {
+    op_close, op_alloc, op_free, op_room, op_put, op_weight_bytes,
+    op_weight_put, op_each, op_begin, op_embed, op_rmsnorm, op_linear,
+    op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route, cpu_moe,
+    op_silu_mul, op_gather, op_fetch
+};
+
+
+static int
+has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+           && __builtin_cpu_supports("f16c");
+}
+
+
+static int
+has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f")
+           && __builtin_cpu_supports("avx512bw")
+           && __builtin_cpu_supports("avx512vl")
+           && __builtin_cpu_supports("avx512dq");
+}
+
+
+static int
+has_all(void)
+{
+    return 1;
+}
+
+
+/* Best first. */
+static const struct {
+    const struct kernels *kernels;
+    int                 (*runs_here)(void);
+} choices[] = {
+    { &kernels_avx512, has_avx512 },
+    { &kernels_avx2, has_avx2 },
+    { &kernels_ref, has_all }
+};
+
+
+static const struct kernels *
+kernels_choose(const char *name, struct err *e)
+{
+    for (size_t i = 0; i < BASE_COUNT(choices); i++) {
+        int named = strncmp(name, "cpu:", 4) == 0
+                    && strcmp(name + 4, choices[i].kernels->name) == 0;
+
+        if (!named && strcmp(name, "cpu") != 0) {
+            continue;
+        }
+
+        if (choices[i].runs_here()) {
+            return choices[i].kernels;
+        }
+
+        if (named) {
+            err_set(e, "backend \"%s\": this machine's CPU does not have it",
+                    name);
+            return NULL;
+        }
+    }
+
+    err_set(e, "backend \"%s\": expected cpu, cpu:avx512, cpu:avx2 or cpu:ref",
+            name);
+    return NULL;
+}
+
+
+struct backend *
+backend_open(const char *name, int n_threads, struct err *e)
+{
+    const struct kernels *k = kernels_choose(name, e);
+
+    if (k == NULL) {
+        return NULL;
+    }
+
+    struct cpu *c = calloc(1, sizeof(*c));
+
+    if (c == NULL) {
+        err_set(e, "no memory for the backend");
+        return NULL;
+    }
+
+    c->k = k;
+    c->b.ops = &ops;
+    c->b.name = "cpu";
+    c->pool = pool_create(n_threads, e);
+
+    if (c->pool == NULL) {
+        free(c);
+        return NULL;
+    }
+
+    snprintf(c->b.kernels, sizeof(c->b.kernels), "%s, %d thread%s", k->name,
+             pool_size(c->pool), pool_size(c->pool) == 1 ? "" : "s");
+
+    return &c->b;
+}

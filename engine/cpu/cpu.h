@@ -1,0 +1,155 @@
+/*
+ * cpu.h - inside of the CPU backend: how weights lie in memory, and the table
+ * of kernels of which there is one a kind of machine.
+ *
+ * A kernel computes a rectangle of its output on the thread that calls it;
+ * cpu.c and its neighbours cut the work into rectangles.  Where a rectangle
+ * ends never changes a bit (D6).  ref_*.c is what the others are measured by.
+ *
+ * A matrix is stored in tiles of 16 rows:
+ *   bf16   ((tile), ceil(n_in / 2), 16, 2)   the pair of columns 2k, 2k + 1
+ *   f32    ((tile), n_in, 16)
+ * so that a vector holds one column of 16 outputs, whose sums then need no
+ * adding across lanes, and bf16 is what the dot-product instructions take.
+ * Rows beyond n_out and an odd last column are 0.
+ */
+#ifndef MOE_CPU_CPU_H
+#define MOE_CPU_CPU_H
+
+#include <string.h>
+
+#include "../backend.h"
+#include "threads.h"
+
+#define TILE            16
+
+/* y (rows, n_out) = or += x (rows, n_in) * W^T */
+struct linear {
+    const uint8_t  *w;          /* one matrix, in tiles */
+    enum dtype      dtype;
+    uint32_t        n_out;
+    uint32_t        n_in;
+    const float    *x;
+    size_t          x_stride;
+    const uint32_t *x_rows;     /* row r is x's row x_rows[r]; NULL: r */
+    float          *y;
+    size_t          y_stride;
+    int             add;
+};
+
+struct kernels {
+    const char *name;
+
+    /* Outputs of tiles [tile0, tile1) for rows [row0, row1). */
+    void (*linear)(const struct linear *a, uint32_t tile0, uint32_t tile1,
+                   uint32_t row0, uint32_t row1);
+
+    /* One token's heads [head0, head1). */
+    void (*mla)(const struct mla *a, uint32_t tok, uint32_t pos,
+                const uint32_t *pages, uint32_t head0, uint32_t head1);
+
+    /* One row of n. */
+    void (*rmsnorm)(float *y, const float *x, const float *w, float eps,
+                    uint32_t n);
+    void (*silu_mul)(float *y, const float *gate, const float *up, uint32_t n);
+};
+
+extern const struct kernels kernels_ref;
+extern const struct kernels kernels_avx2;
+extern const struct kernels kernels_avx512;
+
+struct cpu {
+    struct backend        b;
+    const struct kernels *k;
+    struct pool          *pool;
+    const struct batch   *batch;
+};
+
+static inline struct cpu *
+cpu_of(struct backend *b)
+{
+    return (struct cpu *) b;    /* b is the first member */
+}
+
+
+static inline uint32_t
+n_tiles(uint32_t n_out)
+{
+    return (n_out + TILE - 1) / TILE;
+}
+
+static inline size_t
+tile_bytes(enum dtype t, uint32_t n_in)
+{
+    return t == DTYPE_F32 ? (size_t) n_in * TILE * 4
+                          : ((size_t) n_in + 1) / 2 * TILE * 4;
+}
+
+static inline float
+bf16_to_f32(uint16_t h)
+{
+    uint32_t u = (uint32_t) h << 16;
+    float    f;
+
+    memcpy(&f, &u, 4);
+
+    return f;
+}
+
+/* Rounds to nearest, ties to even; NaN stays NaN. */
+static inline uint16_t
+bf16_from_f32(float f)
+{
+    uint32_t u;
+
+    memcpy(&u, &f, 4);
+
+    if ((u & 0x7fffffff) > 0x7f800000) {
+        return (uint16_t) (u >> 16 | 0x40);
+    }
+
+    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* Element (row, col) of a matrix in tiles. */
+static inline float
+tile_get(const uint8_t *w, enum dtype t, uint32_t n_in, uint32_t row,
+         uint32_t col)
+{
+    const uint8_t *tile = w + row / TILE * tile_bytes(t, n_in);
+
+    if (t == DTYPE_F32) {
+        float f;
+
+        memcpy(&f, tile + ((size_t) col * TILE + row % TILE) * 4, 4);
+        return f;
+    }
+
+    uint16_t h;
+
+    memcpy(&h, tile + (((size_t) col / 2 * TILE + row % TILE) * 2 + col % 2)
+               * 2, 2);
+
+    return bf16_to_f32(h);
+}
+
+/* The row of one token in a KV store. */
+static inline uint8_t *
+kv_row(const struct kv_store *kv, uint32_t page, uint32_t layer, uint32_t tok)
+{
+    size_t row = ((size_t) page * kv->n_layers + layer) * BACKEND_PAGE_TOK
+                 + tok;
+
+    return (uint8_t *) kv->data + row * kv->row * dtype_bytes(kv->dtype);
+}
+
+
+/* Thread's way through all of n units of about `work` multiplications each;
+ * little work is done by the caller alone. */
+void cpu_run(struct cpu *c, pool_fn fn, void *ctx, uint64_t work);
+
+/* moe.c, route.c */
+void cpu_route(struct backend *b, const struct route *a);
+void cpu_moe(struct backend *b, const struct moe *a);
+
+#endif /* MOE_CPU_CPU_H */

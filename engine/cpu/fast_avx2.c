@@ -1,0 +1,14 @@
+/*
+ * fast_avx2.c - the fast kernels for this kind of vector; cpu.c chooses it only
+ * where the machine has it.
+ */
+#include "vec_avx2.h"
+
+#include "fast_linear.h"
+#include "fast_rows.h"
+#include "fast_mla.h"
+
+
+const struct kernels VEC_KERNELS = {
+    VEC_NAME, fast_linear, fast_mla, fast_rmsnorm, fast_silu_mul
+};

@@ -1,0 +1,84 @@
+/*
+ * vec_avx512.h - one vector of 16 FP32 lanes for the fast_*.h kernels.
+ * The compilers' own names, under those that AVX2 has too.
+ */
+#ifndef MOE_CPU_VEC_H
+#define MOE_CPU_VEC_H
+
+#include <immintrin.h>
+
+#include "cpu.h"
+
+#define VEC_N           16
+#define VEC_REGS        32      /* registers */
+#define VEC_NAME        "avx512"
+#define VEC_KERNELS     kernels_avx512
+
+typedef __m512 vec;
+
+static inline vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void vec_store(float *p, vec v) { _mm512_storeu_ps(p, v); }
+static inline vec vec_set(float f) { return _mm512_set1_ps(f); }
+static inline vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec vec_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+static inline vec vec_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+static inline vec vec_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+static inline vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+static inline vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
+
+/* a * b + c, rounded once */
+static inline vec vec_fma(vec a, vec b, vec c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+/* The first n lanes; the others are 0, or not stored. */
+static inline vec vec_load_n(const float *p, unsigned n)
+{
+    return _mm512_maskz_loadu_ps((__mmask16) ((1u << n) - 1), p);
+}
+
+static inline void vec_store_n(float *p, vec v, unsigned n)
+{
+    _mm512_mask_storeu_ps(p, (__mmask16) ((1u << n) - 1), v);
+}
+
+static inline vec vec_load_bf16(const uint16_t *p)
+{
+    __m256i h = _mm256_loadu_si256((const __m256i *) (const void *) p);
+
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h),
+                                                 16));
+}
+
+/* VEC_N pairs of bf16: the first of each, the second of each. */
+static inline void vec_load_pairs(const uint8_t *p, vec *even, vec *odd)
+{
+    __m512i h = _mm512_loadu_si512(p);
+
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(h, 16));
+    *odd = _mm512_castsi512_ps(
+               _mm512_and_si512(h, _mm512_set1_epi32((int) 0xffff0000)));
+}
+
+/* Always in the same order: ((l0 + l8) + (l4 + l12)) ... */
+static inline float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
+static inline float vec_largest(vec v) { return _mm512_reduce_max_ps(v); }
+
+/* 2^n for a whole number n in -126 .. 127 */
+static inline vec vec_pow2(vec n)
+{
+    __m512i i = _mm512_cvtps_epi32(n);
+
+    return _mm512_castsi512_ps(
+               _mm512_slli_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(127)),
+                                 23));
+}
+
+static inline vec vec_round(vec v)
+{
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT
+                                   | _MM_FROUND_NO_EXC);
+}
+
+#endif /* MOE_CPU_VEC_H */
