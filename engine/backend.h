@@ -252,6 +252,7 @@ struct backend {
     const struct backend_ops *ops;
     const char               *name;     /* "cpu" */
     char                      kernels[64];  /* "avx512, 2 threads" */
+    int                       n_threads;    /* that each() runs on */
 };
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",

@@ -608,8 +608,9 @@ backend_open(const char *name, int n_threads, struct err *e)
         return NULL;
     }
 
+    c->b.n_threads = pool_size(c->pool);
     snprintf(c->b.kernels, sizeof(c->b.kernels), "%s, %d thread%s", k->name,
-             pool_size(c->pool), pool_size(c->pool) == 1 ? "" : "s");
+             c->b.n_threads, c->b.n_threads == 1 ? "" : "s");
 
     return &c->b;
 }
