@@ -11,7 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "family.h"
+#include "model_family.h"
 
 #define DEFAULT_SEQ_TOK     4096        /* that kv_bytes = 0 plans for */
 #define JSON_MAX            (4u << 20)
@@ -150,7 +150,7 @@ read_info(struct model *m, const char *dir, struct err *e)
 }
 
 
-/* Places n floats (or ids) in the block; *p is its offset until there is one. */
+/* Plans rows * cols floats or ids; *p is their offset until there is memory. */
 static int
 place(struct model *m, float **p, uint64_t rows, uint64_t cols)
 {

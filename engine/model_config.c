@@ -2,7 +2,7 @@
  * model_config.c - config.json through a family's table of keys into struct
  * config; the expressions of the tables; the frequencies of positions.
  */
-#include "family.h"
+#include "model_family.h"
 
 #include <assert.h>
 #include <ctype.h>

@@ -7,7 +7,7 @@
  * Then the copy, 16 rows at a time on all threads: read as FP32, scale (FP8),
  * round, pack.
  */
-#include "family.h"
+#include "model_family.h"
 
 #include <assert.h>
 #include <math.h>

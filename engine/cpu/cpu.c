@@ -2,7 +2,7 @@
  * cpu.c - the CPU backend: memory, packing, the choice of kernels by what the
  * machine has, and the ops, each cut into one part a thread.
  */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <assert.h>
 #include <math.h>

@@ -18,8 +18,8 @@
 
 #include <string.h>
 
-#include "../backend.h"
-#include "threads.h"
+#include "backend.h"
+#include "cpu/threads.h"
 
 #define TILE            16
 

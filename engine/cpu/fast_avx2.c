@@ -1,12 +1,12 @@
 /*
- * fast_avx2.c - the fast kernels for this kind of vector; cpu.c chooses it only
- * where the machine has it.
+ * fast_avx2.c - the fast kernels for this kind of vector; cpu.c chooses it
+ * only where the machine has it.
  */
-#include "vec_avx2.h"
+#include "cpu/vec_avx2.h"
 
-#include "fast_linear.h"
-#include "fast_rows.h"
-#include "fast_mla.h"
+#include "cpu/fast_linear.h"
+#include "cpu/fast_rows.h"
+#include "cpu/fast_mla.h"
 
 
 const struct kernels VEC_KERNELS = {

@@ -3,7 +3,7 @@
  * expert are read once for all its rows, then three passes: gate and up with
  * their activation, down, and each row's weighted sum in its own order (D6).
  */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 struct moe_run {
     struct cpu       *c;

@@ -5,7 +5,7 @@
 #ifndef MOE_CPU_REF_H
 #define MOE_CPU_REF_H
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 void ref_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                 uint32_t row0, uint32_t row1);

@@ -1,7 +1,7 @@
 /*
  * ref_linear.c - the truth for products with weights: y = W x, in double.
  */
-#include "ref.h"
+#include "cpu/ref.h"
 
 
 void

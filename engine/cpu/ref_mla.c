@@ -3,7 +3,7 @@
  * pages of one token, in double.  Two passes, for the largest score and for
  * the sums, so that nothing has to be rescaled.
  */
-#include "ref.h"
+#include "cpu/ref.h"
 
 #include <math.h>
 

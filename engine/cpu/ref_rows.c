@@ -1,7 +1,7 @@
 /*
  * ref_rows.c - the truth for what is done to a row at a time, in double.
  */
-#include "ref.h"
+#include "cpu/ref.h"
 
 #include <math.h>
 

@@ -3,7 +3,7 @@
  * the calling thread: it is a few hundred numbers, and must be the same
  * everywhere, so there is one version of it.
  */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <assert.h>
 #include <math.h>

@@ -8,7 +8,7 @@
  * never come: an idle engine uses no CPU.  A sleeper announces itself before
  * it looks for the last time, so the waker enters the kernel only if needed.
  */
-#include "threads.h"
+#include "cpu/threads.h"
 
 #include <errno.h>
 #include <linux/futex.h>

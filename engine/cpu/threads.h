@@ -4,7 +4,7 @@
 #ifndef MOE_CPU_THREADS_H
 #define MOE_CPU_THREADS_H
 
-#include "../base.h"
+#include "base.h"
 
 struct pool;
 

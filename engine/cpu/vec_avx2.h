@@ -6,7 +6,7 @@
 
 #include <immintrin.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #define VEC_N           8
 #define VEC_REGS        16

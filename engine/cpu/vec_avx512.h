@@ -7,7 +7,7 @@
 
 #include <immintrin.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #define VEC_N           16
 #define VEC_REGS        32      /* registers */

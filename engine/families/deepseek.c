@@ -12,7 +12,7 @@
  * Sources: the DeepSeek-V2 and -V3 reports (arXiv 2405.04434, 2412.19437) and
  * their configurations; numerically as transformers' DeepseekV2/V3ForCausalLM.
  */
-#include "../family.h"
+#include "model_family.h"
 
 #include <math.h>
 #include <string.h>
@@ -36,7 +36,8 @@ enum when {
                                   d, NULL }
 #define BOOL_OR(n, f, d)        { n, KEY_BOOL, KEY_AT(f), 0, KEY_TOP, 0, 0, d, \
                                   NULL }
-#define STR_OR(n, f, d)         { n, KEY_STR, KEY_AT(f), 0, KEY_TOP, 0, 0, 0, d }
+#define STR_OR(n, f, d)         { n, KEY_STR, KEY_AT(f), 0, KEY_TOP, 0, 0, 0, \
+                                  d }
 #define ROPE(n, f, lo, hi, d)   { n, KEY_NUM, KEY_AT(f), 0, KEY_ROPE, lo, hi, \
                                   d, NULL }
 

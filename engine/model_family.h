@@ -1,6 +1,6 @@
 /*
- * family.h - what a family of models is (D8), and the inside of a model that
- * its layers work on.
+ * model_family.h - what a family of models is (D8), and the inside of a model
+ * that its layers work on.
  *
  * The mental model.  A family is four tables and a function: which keys of
  * config.json fill struct config, which tensors fill struct layer, which rows
@@ -11,8 +11,8 @@
  *
  * Only model*.c and families/ include this.
  */
-#ifndef MOE_FAMILY_H
-#define MOE_FAMILY_H
+#ifndef MOE_MODEL_FAMILY_H
+#define MOE_MODEL_FAMILY_H
 
 #include <stddef.h>
 
@@ -272,4 +272,4 @@ int weights_load(struct weights_loader *l, struct err *e);
 void weights_loader_free(struct weights_loader *l);
 void weights_free(struct weights *w, struct backend *b);
 
-#endif /* MOE_FAMILY_H */
+#endif /* MOE_MODEL_FAMILY_H */
