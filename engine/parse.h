@@ -15,13 +15,16 @@ enum parse_channel {
     PARSE_REASONING = 1
 };
 
+#define PARSE_HELD_MAX  40
+
 /* Zero-initialised, then parse_begin(). */
 struct parse {
     uint8_t     channel;        /* enum parse_channel, now */
-    uint8_t     n_held;         /* bytes of a marker that may be starting */
-    uint8_t     trim;           /* white space after a marker is to be eaten */
-    uint8_t     raw;            /* all is content */
-    char        held[16];
+    uint8_t     watch;          /* for the marker that would end it */
+    uint8_t     trim;           /* newlines after a marker are to be eaten */
+    uint8_t     n_mark;         /* bytes of that marker seen */
+    uint8_t     n_held;         /* white space, then those bytes */
+    char        held[PARSE_HELD_MAX];
 };
 
 /*
