@@ -328,6 +328,11 @@ fragment(struct serve *s, struct channel *c, const struct abi_frame *f,
 
     struct job *j = slot->job;
 
+    if (j != NULL && j->in.n > ABI_REQUEST_MAX - f->n_bytes) {
+        serve_channel_fault(c, "REQUEST too large");
+        return;
+    }
+
     /* The rest of a request that was refused or cancelled. */
     if (j == NULL || f->gen != slot->gen) {
         c->n_late++;

@@ -36,7 +36,6 @@ serve_job_begin(struct serve *s, struct channel *c, uint16_t slot,
     j->gen = gen;
     j->credits = c->window_cells;
     j->came_us = clock_us();
-    j->in.cap_max = ABI_REQUEST_MAX + 1;
     s->counts.accepted++;
 
     return j;
@@ -256,7 +255,7 @@ serve_job_fragment(struct serve *s, struct job *j, const void *p, size_t n,
                    int more)
 {
     if (buf_add(&j->in, p, n) != 0) {
-        refuse(s, j, ABI_E_INVALID, 0, "the request is too large");
+        refuse(s, j, ABI_E_BUSY, RETRY_AFTER_S, "no memory for the request");
         return;
     }
 

@@ -134,10 +134,11 @@ show(void *ctx, enum parse_channel channel, const char *text, size_t n)
     while (n > 0) {
         size_t cut = n < SERVE_TEXT_MAX ? n : SERVE_TEXT_MAX;
 
-        /* At most three: an echoed prompt need not be UTF-8. */
-        for (int i = 0; i < 3 && cut < n; i++) {
-            cut -= ((uint8_t) text[cut] & 0xc0) == 0x80;
+        while (cut > 0 && cut < n && ((uint8_t) text[cut] & 0xc0) == 0x80) {
+            cut--;
         }
+
+        assert(cut > 0);    /* detok gives whole characters */
 
         if (delta(o, channel, text, cut) != 0) {
             return -1;

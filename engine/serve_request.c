@@ -3,8 +3,9 @@
  */
 #include "serve_request.h"
 
-#include <math.h>
 #include <string.h>
+
+#include "unicode.h"
 
 
 struct err *
@@ -165,7 +166,7 @@ check_biases(const struct serve_request *r, uint32_t n_vocab,
 }
 
 
-/* A stop string that starts inside a character could cut one in two. */
+/* Stop strings of whole characters cannot cut one in two. */
 static int
 take_stops(struct serve_request *r, struct slice *s, struct serve_refusal *why)
 {
@@ -186,10 +187,10 @@ take_stops(struct serve_request *r, struct slice *s, struct serve_refusal *why)
         }
 
         if (n < 1 || n > SERVE_STOP_BYTES
-            || ((uint8_t) r->stops[i].p[0] & 0xc0) == 0x80)
+            || unicode_valid(r->stops[i].p, n) != n)
         {
             return err_set(serve_refusal_set(why, ABI_E_INVALID, "stop"),
-                           "stop: expected 1 .. %d bytes of text, got %u",
+                           "stop: expected 1 .. %d bytes of UTF-8, got %u",
                            SERVE_STOP_BYTES, n);
         }
     }
@@ -208,7 +209,9 @@ check_kind(const struct serve_request *r, uint32_t n_vocab,
                ? 0 : broken(why, "a chat cannot be echoed");
 
     case ABI_COMPLETION:
-        return 0;
+        return unicode_valid(r->body.p, r->body.n) == r->body.n ? 0
+               : err_set(serve_refusal_set(why, ABI_E_INVALID, "prompt"),
+                         "prompt: not UTF-8");
 
     case ABI_COMPLETION_IDS:
         if (r->body.n % sizeof(uint32_t) != 0) {

@@ -2,6 +2,7 @@
  * range, and every prefix of a good request. */
 #include "engine/serve_request.c"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -232,6 +233,7 @@ biases_and_stops(void **state)
         { 80 + 32, 1025, "" },
         { 80 + 32, UINT32_MAX, "" },
         { 80 + 36, 0x80, "stop" },      /* starts inside a character */
+        { 80 + 36, 0xc36161, "stop" },  /* ends inside one */
     };
 
     (void) state;
