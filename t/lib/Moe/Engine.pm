@@ -196,7 +196,8 @@ sub client_start {
     my $pid = open(my $h, '-|') // die "fork: $!";
     if (!$pid) {
         open STDERR, '>&', \*STDOUT;
-        exec "$build/t/tools/ring_client", '--socket', $self->{socket}, @args;
+        { no warnings 'exec'; exec "$build/t/tools/ring_client", '--socket',
+                                 $self->{socket}, @args; }
         POSIX::_exit(127);
     }
     return wantarray ? ($h, $pid) : $h;
@@ -213,14 +214,17 @@ sub client {
 
 # Text of one channel of one choice.
 sub text {
-    my ($lines, $channel, $choice) = (@_, 'content', 0)[0 .. 2];
+    my ($lines, $channel, $choice) = @_;
+    $channel //= 'content';
+    $choice //= 0;
     return join '', map { JSON::PP->new->allow_nonref->decode($_) }
            map { /^delta $choice $channel .*?text=("(?:[^"\\]|\\.)*")/ }
            @$lines;
 }
 
 sub ids {
-    my ($lines, $choice) = (@_, 0)[0, 1];
+    my ($lines, $choice) = @_;
+    $choice //= 0;
     return join ',', grep { length } map { /^delta $choice \S+ ids=([\d,]*)/ }
            @$lines;
 }
@@ -272,9 +276,8 @@ sub stop {
     Test::More::is($self->wait_exit, 0, 'the engine exits with 0');
 
     my ($all, $done, $error, $cancelled, $lost, $open, $free, $pages) =
-        $self->log =~ /: (\d+)\ requests:\ (\d+)\ done,\ (\d+)\ errors,
-                       \ (\d+)\ cancelled,\ (\d+)\ lost;\ (\d+)\ open,
-                       \ (\d+)\ of\ (\d+)\ pages\ free$/mx;
+        ($self->log =~ /: (\d+ requests: .* pages free)$/m ? $1 : '')
+            =~ /\d+/g;
     Test::More::is($done + $error + $cancelled + $lost, $all,
                    "each of $all requests has ended once");
     Test::More::is("$open $free", "0 $pages", 'no request and no page is left');
