@@ -38,7 +38,7 @@
  * Show a failing run with: spin -t -p -DKEEP_OWED credit.pml
  *
  * What it found: a late CREDIT or CANCEL needs no tag against its slot's next
- * use, since the request ring keeps their order; the tag is for dishonest peers.
+ * use, since the request ring keeps their order; it is for dishonest peers.
  */
 #define NSLOT   2
 #ifndef WINDOW

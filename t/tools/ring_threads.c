@@ -62,7 +62,8 @@ take_one(struct side *s, uint64_t i)
             return RING_FAULT;
         }
     }
-    return f.gen == i && f.n_bytes == i % (WORDS + 1) * 8 ? RING_OK : RING_FAULT;
+    return f.gen == i && f.n_bytes == i % (WORDS + 1) * 8 ? RING_OK
+                                                          : RING_FAULT;
 }
 
 
