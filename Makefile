@@ -151,7 +151,7 @@ asan:
 .PHONY: fuzz fuzz-run
 fuzz:
 	$(call apt,clang libclang-rt-14-dev)
-	$(MAKE) fuzz-run BUILD=$(BUILD)/fuzz CC=clang CFLAGS="-O1 -g" \
+	$(MAKE) fuzz-run BUILD=$(BUILD)/fuzz CC=clang CFLAGS="-O1 -g" WARN=-w \
 	    SAN=address,undefined,fuzzer-no-link
 
 fuzz-run: $(FUZZ)

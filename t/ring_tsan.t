@@ -30,7 +30,7 @@ sub run {
     open my $file, '>', "$dir/$name.c" or die "$dir/$name.c: $!";
     print $file $_;
     close $file or die "$dir/$name.c: $!";
-    my $out = `gcc -std=c11 -O1 -g -fsanitize=thread -I$root/engine \\
+    my $out = `gcc -std=c11 -O1 -g -fsanitize=thread -iquote $root/engine \\
         $root/t/tools/ring_threads.c $root/engine/ring_peer.c $dir/$name.c \\
         -o $dir/$name -lpthread 2>&1`;
     return (-1, $out) if $?;
