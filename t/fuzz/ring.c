@@ -182,7 +182,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 
     rx.head = rx.tail = tx.head = tx.tail = tx.published = at;
     own.page->head = at;
-    page->tail = at + (word[0] & 4 ? word[1] : word[1] % (RING_BYTES + 1) & ~63);
+    if ((word[0] & 4) == 0) {           /* a tail that can be */
+        word[1] = word[1] % (RING_BYTES + 1) & ~63ull;
+    }
+    page->tail = at + word[1];
     page->head = at + word[2];
     page->wake_at = at + word[3];
     uint8_t *ring = (uint8_t *) page + ABI_PAGE_BYTES;
