@@ -333,9 +333,20 @@ read_number(const struct value *v, int base, int64_t *i, double *f)
     size_t lead = ttext_lead(v->s, v->n);
     size_t end = v->n - ttext_trail(v->s, v->n);
     size_t n = 0;
-    char  *rest;
+    char  *rest = text;
+
+    size_t digits = lead + (lead < end && strchr("+-", v->s[lead]) != NULL);
+    char   mark = base == 2 ? 'b' : base == 8 ? 'o' : '\0';
 
     for (size_t k = lead; k < end; k++) {
+        /* "0b" and "0o" are Python's; "0x" strtoll() knows. */
+        if (k == digits && mark != '\0' && k + 2 < end && v->s[k] == '0'
+            && (v->s[k + 1] | 0x20) == mark)
+        {
+            k++;
+            continue;
+        }
+
         if (n == sizeof(text) - 1) {
             return -1;
         }
@@ -373,11 +384,16 @@ read_number(const struct value *v, int base, int64_t *i, double *f)
 }
 
 
+/* 0; 1: it is infinite or no number; -1: an integer beyond ours. */
 static int
-int_of_float(double f, int64_t *i)
+int_of_float(struct render *r, double f, int64_t *i)
 {
-    if (!(f >= -0x1p63 && f < 0x1p63)) {
-        return -1;
+    if (!isfinite(f)) {
+        return 1;
+    }
+
+    if (f < -0x1p63 || f >= 0x1p63) {
+        return template_fail(r, "integer does not fit in 64 bits");
     }
 
     *i = (int64_t) f;
@@ -386,14 +402,31 @@ int_of_float(double f, int64_t *i)
 }
 
 
+/* A string as int(s, base), or else as int(float(s)); results as above. */
+static int
+int_of_str(struct render *r, const struct value *s, int64_t base, int64_t *i)
+{
+    double f;
+
+    if (base < 2 || base > 36) {
+        return template_fail(r, "int: expected a base from 2 to 36");
+    }
+
+    if (read_number(s, (int) base, i, NULL) == 0) {
+        return 0;
+    }
+
+    return read_number(s, 10, NULL, &f) == 0 ? int_of_float(r, f, i) : 1;
+}
+
+
 static int
 f_int(struct render *r, struct call *c, struct value *out)
 {
     const struct value *v = &c->self;
     int64_t             base = 10;
-    int64_t             i;
-    double              f;
-    int                 rc = -1;
+    int64_t             i = 0;
+    int                 rc = 1;
 
     if (v->kind == VALUE_UNDEF) {
         return template_fail(r, "'%.*s' is undefined", (int) v->n, v->s);
@@ -403,19 +436,22 @@ f_int(struct render *r, struct call *c, struct value *out)
         return -1;
     }
 
-    if (v->kind == VALUE_STR && base >= 0 && base <= 36 && base != 1) {
-        rc = read_number(v, (int) base, &i, NULL);
+    if (v->kind == VALUE_STR) {
+        rc = int_of_str(r, v, base, &i);
 
-        if (rc != 0 && read_number(v, 10, NULL, &f) == 0) {
-            rc = int_of_float(f, &i);
-        }
+    } else if (v->kind == VALUE_FLOAT && isinf(v->f)) {
+        rc = template_fail(r, "int: infinity is no integer");
 
     } else if (v->kind == VALUE_FLOAT) {
-        rc = int_of_float(v->f, &i);
+        rc = int_of_float(r, v->f, &i);
 
     } else if (tvalue_is_number(v)) {
         i = v->i;
         rc = 0;
+    }
+
+    if (rc < 0) {
+        return -1;
     }
 
     *out = rc == 0 ? tvalue_int(i)
@@ -470,9 +506,12 @@ f_indent(struct render *r, struct call *c, struct value *out)
         return -1;
     }
 
-    if (tshow_str(r, &c->self, &text) != 0) {
-        return -1;
+    if (c->self.kind != VALUE_STR) {
+        return template_fail(r, "indent: expected a str, got %s",
+                             tvalue_type(&c->self));
     }
+
+    text = c->self;
 
     /* Jinja appends a newline, so that one at the end is kept. */
     int rc = template_put(r, &b, text.s, text.n);

@@ -102,8 +102,7 @@ split_blank(struct render *r, struct slice s, int64_t max, struct value *out)
         size_t end = i;
 
         if (k == max) {
-            end = s.n - ttext_trail(s.p, s.n);
-            return push_part(r, out, s.p + i, end - i);
+            return push_part(r, out, s.p + i, s.n - i);
         }
 
         while (end < s.n && !ttext_is_space(ttext_point(s.p, s.n, end))) {

@@ -421,6 +421,10 @@ s_map(struct render *r, struct call *c, struct value *out)
     struct args          rest = { 0 };
     struct value         items, v;
 
+    if (!tvalue_true(&c->self)) {
+        return tvalue_list(r, VALUE_GEN, 0, out);
+    }
+
     if (c->args->n > 0) {
         if (named(r, c, 0, 0, &f) != 0) {
             return -1;
@@ -479,6 +483,10 @@ choose(struct render *r, struct call *c, int by_attr, int keep,
     struct args          rest = { 0 };
     struct value         path = { .kind = VALUE_ABSENT };
     struct value         items, v;
+
+    if (!tvalue_true(&c->self)) {
+        return tvalue_list(r, VALUE_GEN, 0, out);
+    }
 
     if (c->args->n < n) {
         return template_fail(r, "%s: expected an attribute", c->callee->name);

@@ -65,7 +65,7 @@ t_kind(struct render *r, struct call *c, struct value *out)
 
     default:
         yes = v->kind == VALUE_MACRO || v->kind == VALUE_METHOD
-              || v->kind == VALUE_FUNC;
+              || v->kind == VALUE_FUNC || v->kind == VALUE_UNDEF;
     }
 
     *out = tvalue_bool(yes);
