@@ -478,7 +478,7 @@ ngx_http_moe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     }
 
     if (clcf->client_body_buffer_size == (size_t) 2 * ngx_pagesize) {
-        clcf->client_body_buffer_size = 1024 * 1024;
+        clcf->client_body_buffer_size = NGX_HTTP_MOE_BODY_MAX / 4;
     }
 
     return NGX_CONF_OK;

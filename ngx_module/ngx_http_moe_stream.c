@@ -28,6 +28,7 @@ static ngx_uint_t ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx,
     ngx_int_t rc);
 static void ngx_http_moe_stream_write_handler(ngx_http_request_t *r);
+static void ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx);
 static ngx_msec_int_t ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx,
     const char **what);
 static void ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx,
@@ -73,7 +74,7 @@ ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
     ctx->timer.data = ctx;
     ctx->timer.log = c->log;
 
-    ngx_add_timer(&ctx->timer, ctx->engine->queue_timeout);
+    ngx_http_moe_stream_arm(ctx);
 
     r->write_event_handler = ngx_http_moe_stream_write_handler;
 
@@ -113,6 +114,8 @@ ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx)
 
     ctx->start = 1;
     ctx->started = ngx_current_msec;
+
+    ngx_http_moe_stream_arm(ctx);
 
     if (!ctx->params.stream) {
         return;
@@ -159,6 +162,7 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
 
     if (delta->n_tok && ctx->first_token == 0) {
         ctx->first_token = ngx_current_msec;
+        ngx_http_moe_stream_arm(ctx);
     }
 
     ctx->n_output += delta->n_tok;
@@ -701,15 +705,41 @@ ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx, const char **what)
 }
 
 
+/* Sets the timer for what is due first.  It is not moved by each token: limits
+ * only recede, so a timer that fires early finds that out and is set again. */
+
+static void
+ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx)
+{
+    const char      *what;
+    ngx_msec_t       ping;
+    ngx_msec_int_t   left, quiet;
+
+    left = ngx_http_moe_stream_limit(ctx, &what);
+    ping = ctx->engine->ping;
+
+    if (ping && ctx->params.stream) {
+        quiet = (ngx_msec_int_t) (ctx->last_byte + ping - ngx_current_msec);
+
+        if (quiet <= 0) {
+            quiet = (ngx_msec_int_t) ping;
+        }
+
+        left = ngx_min(left, quiet);
+    }
+
+    ngx_add_timer(&ctx->timer, (ngx_msec_t) ngx_max(left, 1));
+}
+
+
 void
 ngx_http_moe_stream_timer(ngx_event_t *ev)
 {
-    const char              *what;
-    ngx_msec_t               ping;
-    ngx_msec_int_t           left, quiet;
-    ngx_connection_t        *c;
-    ngx_http_request_t      *r;
-    ngx_http_moe_ctx_t      *ctx;
+    const char          *what;
+    ngx_msec_t           ping;
+    ngx_connection_t    *c;
+    ngx_http_request_t  *r;
+    ngx_http_moe_ctx_t  *ctx;
 
     ctx = ev->data;
     r = ctx->request;
@@ -718,32 +748,18 @@ ngx_http_moe_stream_timer(ngx_event_t *ev)
 
     ngx_http_set_log_request(c->log, r);
 
-    left = ngx_http_moe_stream_limit(ctx, &what);
-
-    if (left <= 0) {
+    if (ngx_http_moe_stream_limit(ctx, &what) <= 0) {
         ngx_http_moe_stream_expired(ctx, what);
         ngx_http_run_posted_requests(c);
         return;
     }
 
-    quiet = (ngx_msec_int_t) ping;
+    ngx_http_moe_stream_arm(ctx);
 
-    if (ping && ctx->params.stream && ctx->header_sent) {
-
-        quiet = (ngx_msec_int_t) (ctx->last_byte + ping - ngx_current_msec);
-
-        if (quiet <= 0) {
-            quiet = (ngx_msec_int_t) ping;
-
-            if (ctx->busy == NULL && !c->buffered) {
-                ngx_http_moe_text_lit(&ctx->out, ": ping\n\n");
-            }
-        }
-    }
-
-    ngx_add_timer(ev, (ngx_msec_t) (ping ? ngx_min(left, quiet) : left));
-
-    if (ctx->out.last != ctx->out.start) {
+    if (ping && ctx->header_sent && ctx->busy == NULL && !c->buffered
+        && (ngx_msec_int_t) (ngx_current_msec - ctx->last_byte - ping) >= 0)
+    {
+        ngx_http_moe_text_lit(&ctx->out, ": ping\n\n");
         ngx_http_moe_stream_flush(ctx);
         ngx_http_run_posted_requests(c);
     }

@@ -115,7 +115,8 @@ nothing('includes go down, and text meets compute in serve alone', @wrong);
 for my $path (grep { m{^ngx_module/} } @ours) {
     push @wrong, map { "$path: includes $_" }
         grep { m{/} && !m{^(?:(?:sys|arpa|netinet)/|\.\./engine/ring\.h$)}
-               || -e "engine/$_" && !/^(?:abi|ring)\.h$/ }
+               || -e "engine/$_"
+               && !m{^(?:\.\./engine/)?(?:abi|ring)\.h$} }
         $text{$path} =~ /^\s*#\s*include\s+["<]([^">]+)[">]/mg;
 }
 nothing('of the engine the module includes abi.h and ring.h alone', @wrong);
