@@ -36,7 +36,8 @@ struct parent {
     sigset_t    before;         /* signals that were blocked at start */
     int         signals;        /* signalfd of those that we wait for */
     pid_t       child;          /* -1: none */
-    int         ready_fd;       /* the child writes there; -1: it has */
+    int         ready_fd;       /* the child writes there; -1: closed */
+    int         ready;          /* the child did */
     uint64_t    started_us;
     uint64_t    kill_us;        /* when a child that does not end is killed */
     int         n_failures;     /* in a row, of children never ready */
@@ -82,6 +83,7 @@ start_child(struct parent *p, struct err *e)
         return err_set(e, "pipe: %s", strerror(errno));
     }
 
+    p->ready = 0;
     p->started_us = clock_us();
     p->child = fork();
 
@@ -122,6 +124,7 @@ take_ready(struct parent *p)
     if (read(p->ready_fd, &byte, 1) == 1) {
         log_line(LOG_LEVEL_NOTICE, "ready");
         main_socket_notify("READY=1");
+        p->ready = 1;
         p->was_ready = 1;
         p->n_failures = 0;
     }
@@ -145,7 +148,7 @@ take_stop(struct parent *p)
         main_socket_notify("STOPPING=1");
     }
 
-    int sig = p->ready_fd >= 0 || p->n_stops > 2 ? SIGKILL
+    int sig = !p->ready || p->n_stops > 2 ? SIGKILL
               : p->n_stops == 2 ? SIGQUIT : SIGTERM;
 
     kill(p->child, sig);
@@ -162,7 +165,6 @@ static int
 take_death(struct parent *p, int status)
 {
     int      code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    int      once = p->ready_fd < 0;    /* was it ready? */
     uint64_t up_us = clock_us() - p->started_us;
 
     p->child = -1;
@@ -179,7 +181,7 @@ take_death(struct parent *p, int status)
                  WTERMSIG(status), strsignal(WTERMSIG(status)));
     }
 
-    if (!once) {
+    if (!p->ready) {
         p->n_failures++;
 
         if (p->n_failures == FAILURES_MAX

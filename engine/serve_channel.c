@@ -105,13 +105,18 @@ serve_channel_accept(struct serve *s, int epoll)
     s->n_channels++;
     identify(c);
 
-    if (!allowed(s, c->uid)) {
-        refuse(c, "this user may not use the engine");
-    } else if (s->n_channels > CHANNELS_MAX) {
-        refuse(c, "too many workers");
-    } else if (s->draining) {
-        refuse(c, "the engine is shutting down");
+    if (s->n_channels > CHANNELS_MAX) {
+        serve_channel_fault(c, "too many workers");
     }
+}
+
+
+/* Why nobody like that is let in now; NULL: come in. */
+static const char *
+objection(const struct serve *s, const struct channel *c)
+{
+    return !allowed(s, c->uid) ? "this user may not use the engine"
+           : s->draining ? "the engine is shutting down" : NULL;
 }
 
 
@@ -194,8 +199,9 @@ hello(struct serve *s, struct channel *c, int epoll)
 {
     struct abi_hello h;
     int              fds[2];
-    char             text[RING_TEXT] = "no bell";
+    char             text[RING_TEXT] = "its bell cannot be watched";
     int              n = ring_recv(c->sock, &h, sizeof(h), fds, 2, text);
+    const char      *no = objection(s, c);
 
     if (n == 0) {
         return;
@@ -211,10 +217,12 @@ hello(struct serve *s, struct channel *c, int epoll)
 
     c->bell = fds[1];
 
-    if (ring_hello_check(&h, (size_t) n, text) != 0
-        || ring_bell_check(fds[1], text) != 0
-        || map(c, &h, fds[0], generation, text) != 0
-        || epoll_ctl(epoll, EPOLL_CTL_ADD, fds[1], &ev) != 0)
+    if (no != NULL) {
+        refuse(c, no);
+    } else if (ring_hello_check(&h, (size_t) n, text) != 0
+               || ring_bell_check(fds[1], text) != 0
+               || map(c, &h, fds[0], generation, text) != 0
+               || epoll_ctl(epoll, EPOLL_CTL_ADD, fds[1], &ev) != 0)
     {
         refuse(c, text);
     } else if (welcome(s, c, &h, generation) != 0) {
