@@ -15,8 +15,8 @@ static char *ngx_http_moe_engine_option(ngx_conf_t *cf, ngx_command_t *dummy,
     void *conf);
 static char *ngx_http_moe_engine_socket(ngx_conf_t *cf,
     ngx_http_moe_engine_t *engine, ngx_str_t *value);
-static ngx_int_t ngx_http_moe_engine_init(ngx_conf_t *cf,
-    ngx_http_moe_engine_t *engine);
+static void ngx_http_moe_engine_init(ngx_http_moe_engine_t *engine,
+    ngx_uint_t unset);
 static ngx_http_moe_engine_t *ngx_http_moe_engine_find(ngx_conf_t *cf,
     ngx_str_t *name);
 static char *ngx_http_moe_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
@@ -157,11 +157,12 @@ ngx_http_moe_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     engine->name = value[1];
 
     if (ngx_array_init(&engine->aliases, cf->pool, 1, sizeof(ngx_str_t))
-        != NGX_OK
-        || ngx_http_moe_engine_init(cf, engine) != NGX_OK)
+        != NGX_OK)
     {
         return NGX_CONF_ERROR;
     }
+
+    ngx_http_moe_engine_init(engine, 1);
 
     save = *cf;
     cf->handler = ngx_http_moe_engine_option;
@@ -174,6 +175,8 @@ ngx_http_moe_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     if (rv != NGX_CONF_OK) {
         return rv;
     }
+
+    ngx_http_moe_engine_init(engine, 0);
 
     if (engine->socklen == 0) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
@@ -204,19 +207,25 @@ ngx_http_moe_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
-/* Defaults; NGX_CONF_UNSET is what tells a second setting from a first. */
+/* Before the block all options are unset, after it these take the default. */
 
-static ngx_int_t
-ngx_http_moe_engine_init(ngx_conf_t *cf, ngx_http_moe_engine_t *engine)
+static void
+ngx_http_moe_engine_init(ngx_http_moe_engine_t *engine, ngx_uint_t unset)
 {
-    ngx_uint_t  i;
+    ngx_uint_t   i, *p;
 
     for (i = 0; ngx_http_moe_options[i].name.len; i++) {
-        *(ngx_uint_t *) ((u_char *) engine + ngx_http_moe_options[i].offset)
-            = ngx_http_moe_options[i].value;
-    }
 
-    return NGX_OK;
+        p = (ngx_uint_t *) ((u_char *) engine
+                            + ngx_http_moe_options[i].offset);
+
+        if (unset) {
+            *p = NGX_CONF_UNSET_UINT;
+
+        } else if (*p == NGX_CONF_UNSET_UINT) {
+            *p = ngx_http_moe_options[i].value;
+        }
+    }
 }
 
 
@@ -227,7 +236,7 @@ ngx_http_moe_engine_option(ngx_conf_t *cf, ngx_command_t *dummy, void *conf)
 
     ngx_int_t    n;
     ngx_str_t   *value, *alias;
-    ngx_uint_t   i;
+    ngx_uint_t   i, *p;
 
     value = cf->args->elts;
 
@@ -280,8 +289,17 @@ ngx_http_moe_engine_option(ngx_conf_t *cf, ngx_command_t *dummy, void *conf)
             return NGX_CONF_ERROR;
         }
 
-        *(ngx_uint_t *) ((u_char *) engine + ngx_http_moe_options[i].offset)
-            = (ngx_uint_t) n;
+        p = (ngx_uint_t *) ((u_char *) engine
+                            + ngx_http_moe_options[i].offset);
+
+        if (*p != NGX_CONF_UNSET_UINT) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "duplicate \"%V\" in moe_engine \"%V\"",
+                               &value[0], &engine->name);
+            return NGX_CONF_ERROR;
+        }
+
+        *p = (ngx_uint_t) n;
 
         return NGX_CONF_OK;
     }
