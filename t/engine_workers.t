@@ -23,10 +23,12 @@ sub finish { my ($h) = @_; my @l = <$h>; close $h; chomp @l; return @l }
 
 my @l = $e->client(@long, '--cancel-after', 0);
 like $l[-1], qr/^cancelled prompt=/, 'cancel before anything came';
-@l = $e->client(@long, '--cancel-after', 5, '--window', 64);
+# The bias makes every token a "~", and so an event of one cell.
+@l = $e->client(@long, '--cancel-after', 5, '--window', 64,
+                '--bias', '129:100');
 is scalar(grep { /^(?:done|error|cancelled)/ } @l), 1, 'one terminal event';
 my ($said) = $l[-1] =~ /^cancelled .* output=(\d+)/;
-cmp_ok $said, '<=', 64 + 5, 'nothing was said beyond the window';
+cmp_ok $said, '<=', 64 + 5 + 1, 'one token at most beyond the window';
 
 # A prompt that is being read is left between two chunks.
 @l = $e->client('--chat', 'p' x 1000, '--cancel-after', 1);
