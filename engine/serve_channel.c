@@ -226,7 +226,9 @@ hello(struct serve *s, struct channel *c, int epoll)
     {
         refuse(c, text);
     } else if (welcome(s, c, &h, generation) != 0) {
-        serve_channel_fault(c, "its socket takes no WELCOME");
+        /* Its queue is empty, so it cannot be full: the worker is gone. */
+        c->dead = 1;
+        log_line(LOG_LEVEL_INFO, "worker %d left before its WELCOME", c->pid);
     } else {
         log_line(LOG_LEVEL_INFO, "worker %d (uid %u) attached: %u slots of %u "
                  "cells", c->pid, c->uid, c->n_slots, c->window_cells);

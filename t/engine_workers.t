@@ -13,6 +13,8 @@ use Moe::Engine;
 my $e = Moe::Engine->new(args => ['--max-seqs', 32, '--max-queue', 300]);
 my @long = ('--chat', 'a long one', '--max-tokens', 900, '--flags', 4);
 
+# The engine still has to see that the client of this has left: at most that
+# one too many, where a leak of what follows would be dozens.
 $e->until_idle;
 my $fds = $e->fds;
 
@@ -86,7 +88,7 @@ for my $round (1 .. 12) {
 
 %s = $e->until_idle;
 is $s{used}, 0, 'all pages are free';
-$e->until('descriptors', sub { $e->fds == $fds });
+$e->until('descriptors', sub { $e->fds <= $fds });
 pass 'no descriptor is left over';
 
 
@@ -121,7 +123,7 @@ is scalar(grep { defined } @mute), 100, '100 mute connections';
 @l = $e->client('--chat', 'q', '--max-tokens', 3, '--flags', 4);
 like $l[-1], qr/^done /, 'do not keep a worker out';
 @mute = ();
-$e->until('descriptors', sub { $e->fds == $fds });
+$e->until('descriptors', sub { $e->fds <= $fds });
 
 
 # -- idle ------------------------------------------------------------------
