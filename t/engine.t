@@ -193,4 +193,20 @@ cmp_ok $error, '>', 0, 'those that do not are refused';
 
 $e->until_idle;
 $e->stop;
+
+
+# -- few pages -------------------------------------------------------------
+
+# Room for two sequences of full length, asked for by 24 that may grow to it.
+$e = Moe::Engine->new(args => ['--max-seqs', 24, '--kv-bytes', '400k']);
+%s = $e->status;
+cmp_ok $s{pages}, '<', 2 * 24, 'few pages';
+@l = $e->client('--load', 60, '--slots', 24, '--chat', 'grow', '--flags', 4,
+                '--max-tokens', 600);
+is $l[-1], 'done=60 error=0 cancelled=0', 'all come to their end';
+like error_of('--chat', 'x', '--n', 8, '--flags', 4),
+     qr/^error code=2 .*param=n text=8 choices of 1024 tokens do not fit/,
+     'what can never fit is refused';
+$e->until_idle;
+$e->stop;
 done_testing;

@@ -808,11 +808,13 @@ main(int argc, char **argv)
     }
     if (pid) {
         int now = n_fds;
-        for (int k = 0; k < 50 && (now = count_fds(pid)) != n_fds; k++) {
+        /* Of is_alive()'s channel some may have been left when they were
+         * counted before. */
+        for (int k = 0; k < 50 && (now = count_fds(pid)) > n_fds; k++) {
             usleep(100000);
         }
         printf("%sok %d - descriptors: %d before, %d after\n",
-               now == n_fds ? "" : "not ", ++n, n_fds, now);
+               now <= n_fds ? "" : "not ", ++n, n_fds, now);
     }
     printf("1..%d\n", n);
     return 0;

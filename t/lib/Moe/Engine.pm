@@ -139,7 +139,10 @@ sub start {
     $self->{pid} = $self->spawn("$build/moe-engine", '--model', $self->{model},
                                 '--socket', $self->{socket}, '--threads', 1,
                                 @{ $self->{args} }, @more);
-    $self->until('start of the engine', sub { $self->log =~ /: ready$/m });
+    $self->until('start of the engine', sub {
+        die $self->log if $self->log =~ /the engine (?:exited|died)/;
+        return $self->log =~ /: ready$/m;
+    });
     return $self;
 }
 
