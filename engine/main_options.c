@@ -272,7 +272,7 @@ help_line(struct buf *out, const struct option *t)
     }
 
     if (t->words != NULL && strchr(t->words, '|') != NULL) {
-        buf_addf(out, ": %s", t->words);
+        buf_addf(out, ":\n%*s%s", 27, "", t->words);
     }
 
     return t->initial != NULL && strcmp(t->initial, "-1") != 0
