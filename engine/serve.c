@@ -24,6 +24,7 @@ struct loop {
     int         signals;
     uint64_t    tick_us;        /* of the last look at the clock */
     uint64_t    drain_until_us; /* 0: not draining */
+    int         deaf;           /* the listener is not watched: no room */
     int         busy;           /* there is more to do: no sleep */
     int         over;
 };
@@ -97,6 +98,21 @@ take_signal(struct loop *l, struct serve *s)
 }
 
 
+/* A worker at the door.  Without descriptors it would stay there and wake us
+ * again at once: so nobody looks until the next tick. */
+static void
+take_worker(struct loop *l, struct serve *s)
+{
+    if (serve_channel_accept(s, l->epoll) == 0) {
+        return;
+    }
+
+    log_line(LOG_LEVEL_ERROR, "a worker cannot be taken: %s", strerror(errno));
+    epoll_ctl(l->epoll, EPOLL_CTL_DEL, s->o->listen_fd, NULL);
+    l->deaf = 1;
+}
+
+
 static void
 take_prepared(struct serve *s)
 {
@@ -119,7 +135,7 @@ wait_for_events(struct loop *l, struct serve *s)
         void *source = events[i].data.ptr;
 
         if (source == &from_listener) {
-            serve_channel_accept(s, l->epoll);
+            take_worker(l, s);
         } else if (source == &from_signals) {
             take_signal(l, s);
         } else if (source == &from_prep) {
@@ -203,6 +219,10 @@ tick(struct loop *l, struct serve *s)
     }
 
     l->tick_us = now;
+
+    if (l->deaf && watch(l, s->o->listen_fd, &from_listener) == 0) {
+        l->deaf = 0;
+    }
 
     for (struct channel *c = s->channels; c != NULL; c = c->next) {
         if (c->slots == NULL && now - c->since_us > HELLO_US) {

@@ -154,8 +154,9 @@ int serve_run(const struct serve_options *o, const struct serve_model *m,
 
 /* serve_channel.c */
 
-/* Takes a connection; it is a channel when its HELLO is good. */
-void serve_channel_accept(struct serve *s, int epoll);
+/* Takes a connection; it is a channel when its HELLO is good.  -1 and errno:
+ * no descriptors or no memory, and the connection waits on. */
+int serve_channel_accept(struct serve *s, int epoll);
 /* Its socket has something: HELLO, EOF, or what must not be. */
 void serve_channel_socket(struct serve *s, struct channel *c, int epoll);
 /* Takes frames, within a bound. */

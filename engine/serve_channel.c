@@ -71,29 +71,24 @@ allowed(const struct serve *s, uint32_t uid)
 }
 
 
-void
+int
 serve_channel_accept(struct serve *s, int epoll)
 {
     int sock = accept4(s->o->listen_fd, NULL, NULL,
                        SOCK_NONBLOCK | SOCK_CLOEXEC);
 
     if (sock < 0) {
-        if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) {
-            log_line(LOG_LEVEL_ERROR, "accept: %s", strerror(errno));
-        }
-
-        return;
+        return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR
+               ? 0 : -1;
     }
 
     struct channel    *c = calloc(1, sizeof(*c));
     struct epoll_event ev = { .events = EPOLLIN, .data.ptr = c };
 
     if (c == NULL || epoll_ctl(epoll, EPOLL_CTL_ADD, sock, &ev) != 0) {
-        log_line(LOG_LEVEL_ERROR, "a worker cannot be taken: %s",
-                 strerror(errno));
         free(c);
         close(sock);
-        return;
+        return -1;
     }
 
     c->sock = sock;
@@ -108,6 +103,8 @@ serve_channel_accept(struct serve *s, int epoll)
     if (s->n_channels > CHANNELS_MAX) {
         serve_channel_fault(c, "too many workers");
     }
+
+    return 0;
 }
 
 

@@ -154,4 +154,28 @@ Time::HiRes::sleep(1);
 cmp_ok ticks() - $before, '<=', 3, 'no CPU at rest';
 
 $e->stop;
+
+
+# -- no descriptors --------------------------------------------------------
+
+# prlimit: who comes when there is no descriptor left waits, and is served when
+# there is one again; meanwhile the loop does not spin.
+SKIP: {
+    skip 'no prlimit', 3 if !grep { -x "$_/prlimit" } split /:/, $ENV{PATH};
+    $e = Moe::Engine->new;
+    system 'prlimit', '--pid', $e->child, '--nofile=3:500';
+    my $queued = $e->client_start('--chat', 'q', '--max-tokens', 3, '--flags',
+                                  4);
+    $e->until('shortage', sub { $e->log =~ /a worker cannot be taken/ });
+    $before = ticks();
+    Time::HiRes::sleep(0.5);
+    cmp_ok ticks() - $before, '<=', 5, 'no CPU while nobody can be taken';
+    system 'prlimit', '--pid', $e->child, '--nofile=500:500';
+    @l = finish($queued);
+    like $l[-1], qr/^done /, 'the waiting one gets its answer';
+    @l = $e->client('--chat', 'q', '--max-tokens', 3, '--flags', 4);
+    like $l[-1], qr/^done /, 'and later ones as ever';
+    $e->stop(allow => [qr/cannot be taken/]);
+}
+
 done_testing;
