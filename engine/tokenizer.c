@@ -408,12 +408,9 @@ tokenizer_seed(void)
 
 
 int
-tokenizer_finish(struct tokenizer *t, const struct table *keys,
-                 const struct table *outs, uint64_t seed, struct err *e)
+tokenizer_finish(struct tokenizer *t, const struct table *outs, struct err *e)
 {
-    if (vocab_init(&t->vocab, keys->by_id, keys->n, seed, e) != 0
-        || strings_init(&t->out, outs->by_id, outs->n, e) != 0)
-    {
+    if (strings_init(&t->out, outs->by_id, outs->n, e) != 0) {
         return -1;
     }
 

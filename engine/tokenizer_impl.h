@@ -101,9 +101,8 @@ int tokenizer_added_cut(struct encoding *x, const struct added_set *set,
                         struct err *e);
 
 /*
- * The loaders.  A loader gathers the model's tokens by id (as text looks to
- * the model, and as they look in the output) and the added ones, then calls
- * tokenizer_finish(), which makes all that can be derived.
+ * The loaders.  A loader makes the vocabulary and the merges, gathers all
+ * tokens by id as they are in the output, and calls tokenizer_finish().
  */
 struct table {
     struct slice *by_id;
@@ -128,9 +127,10 @@ struct decoder {
 int tokenizer_parts_read(struct tokenizer *t, const json_t *root,
                          struct decoder *d, struct err *e);
 
-/* Makes vocab, out and kind of the tables and t->added, whose outs are in. */
-int tokenizer_finish(struct tokenizer *t, const struct table *keys,
-                     const struct table *outs, uint64_t seed, struct err *e);
+/* Makes out, kind and the sets of added tokens; those of t->added are in outs
+ * already. */
+int tokenizer_finish(struct tokenizer *t, const struct table *outs,
+                     struct err *e);
 
 /* 64 bits that a file's author can not know. */
 uint64_t tokenizer_seed(void);

@@ -592,7 +592,8 @@ read_root(struct file *f, json_t *root, const json_t *config, struct err *e)
 
     t->byte_fallback_out = (uint8_t) f->decoder.byte_fallback;
 
-    if (tokenizer_finish(t, &f->keys, &f->outs, f->seed, e) != 0
+    if (vocab_init(&t->vocab, f->keys.by_id, f->keys.n, f->seed, e) != 0
+        || tokenizer_finish(t, &f->outs, e) != 0
         || read_unknown(f, model, e) != 0
         || read_merges(f, merges, e) != 0)
     {
