@@ -9,9 +9,11 @@
  * All numbers are LEB128:
  *
  *   STRINGS   n, then n times: length, bytes
- *   GOLDEN    n times: number of ids, ids, then 0 where decoding them gives
- *             the string with U+FFFD for what is not UTF-8, or 1 + length and
- *             the bytes that it gives
+ *   GOLDEN    for the first strings: how many, then for each its number of
+ *             ids, the ids, then 0 where decoding them gives the string with
+ *             U+FFFD for what is not UTF-8, or 1 + length and the bytes that
+ *             it gives; then ids to decode: how many rows, then for each its
+ *             number of ids, the ids, the length and the bytes
  */
 #include "base.h"
 #include "tokenizer.h"
@@ -111,58 +113,90 @@ show(const char *what, size_t i, struct slice text)
 }
 
 
-static int
-check_one(const struct tokenizer *t, size_t i, struct slice text,
-          struct slice *golden, struct tokens *ids, struct buf *two)
+static struct tokens
+read_ids(struct slice *golden)
 {
-    struct err e = { "" };
-    uint64_t   n = number(golden);
-    size_t     same = 0;
-    int        bad = 0;
+    struct tokens t = { 0 };
 
-    ids->n = 0;
-    need(tokenizer_encode(t, text.p, text.n, TOKENIZER_ADDED, ids, &e), &e);
-
-    uint32_t *want = calloc(n + 1, sizeof(*want));
-
-    for (size_t k = 0; k < n; k++) {
-        want[k] = (uint32_t) number(golden);
+    for (uint64_t n = number(golden); n > 0; n--) {
+        tokens_add(&t, (uint32_t) number(golden));
     }
 
-    while (same < n && same < ids->n && want[same] == ids->ids[same]) {
+    return t;
+}
+
+
+static int
+check_encode(const struct tokenizer *t, size_t i, struct slice text,
+             const struct tokens *want)
+{
+    struct tokens ids = { 0 };
+    struct err    e = { "" };
+    size_t        same = 0;
+
+    need(tokenizer_encode(t, text.p, text.n, TOKENIZER_ADDED, &ids, &e), &e);
+
+    while (same < want->n && same < ids.n && want->ids[same] == ids.ids[same])
+    {
         same++;
     }
 
-    if (same != n || same != ids->n) {
+    int bad = same != want->n || same != ids.n;
+
+    if (bad) {
         show("other ids", i, text);
-        printf("# at %zu of %" PRIu64 ": expected %" PRId64 ", got %" PRId64
-               "\n", same, n, same < n ? (int64_t) want[same] : -1,
-               same < ids->n ? (int64_t) ids->ids[same] : -1);
-        bad = 1;
+        printf("# id %zu of %zu: expected %" PRId64 ", got %" PRId64 "\n",
+               same, want->n, same < want->n ? (int64_t) want->ids[same] : -1,
+               same < ids.n ? (int64_t) ids.ids[same] : -1);
     }
 
-    uint64_t     other = number(golden);
-    struct slice out;
+    tokens_free(&ids);
+
+    return bad;
+}
+
+
+static int
+check_decode(const struct tokenizer *t, size_t i, const struct tokens *ids,
+             struct slice want)
+{
+    struct buf out = { 0 };
+    int        bad = decode(t, ids->ids, ids->n, &out) != 0
+                     || out.n != want.n
+                     || (out.n > 0 && memcmp(out.p, want.p, out.n) != 0);
+
+    if (bad) {
+        show("expected this text", i, want);
+        show("got this text", i, (struct slice) { out.p, out.n });
+    }
+
+    buf_free(&out);
+
+    return bad;
+}
+
+
+static int
+check_string(const struct tokenizer *t, size_t i, struct slice text,
+             struct slice *golden)
+{
+    struct tokens want = read_ids(golden);
+    uint64_t      other = number(golden);
+    struct buf    fixed = { 0 };
+
+    unicode_lossy(text.p, text.n, &fixed);
+
+    struct slice out = { fixed.p, fixed.n };
 
     if (other != 0) {
         out = bytes(golden, other - 1);
-
-    } else {
-        buf_reset(&two[0]);
-        unicode_lossy(text.p, text.n, &two[0]);
-        out = (struct slice) { two[0].p, two[0].n };
     }
 
-    if (decode(t, want, n, &two[1]) != 0 || two[1].n != out.n
-        || (out.n > 0 && memcmp(two[1].p, out.p, out.n) != 0))
-    {
-        show("other text", i, text);
-        show("expected", i, out);
-        show("got", i, (struct slice) { two[1].p, two[1].n });
-        bad = 1;
-    }
+    int bad = check_encode(t, i, text, &want)
+              | check_decode(t, i, &want, out);
 
-    free(want);
+    buf_free(&fixed);
+    tokens_free(&want);
 
     return bad;
 }
@@ -171,31 +205,39 @@ check_one(const struct tokenizer *t, size_t i, struct slice text,
 static int
 check(const struct tokenizer *t, const char *strings, const char *golden)
 {
-    struct buf    a = { 0 }, b = { 0 }, two[2] = { { 0 }, { 0 } };
-    struct tokens ids = { 0 };
-    struct err    e;
-    size_t        n_bad = 0;
+    struct buf a = { 0 }, b = { 0 };
+    struct err e;
+    size_t     n_bad = 0;
 
     need(file_read(strings, FILE_MAX, &a, &e), &e);
     need(file_read(golden, FILE_MAX, &b, &e), &e);
 
     struct slice s = { a.p, a.n }, g = { b.p, b.n };
-    uint64_t     n = number(&s);
 
-    for (size_t i = 0; i < n && n_bad < 10; i++) {
+    number(&s);
+
+    uint64_t n = number(&g);
+
+    for (size_t i = 0; i < n; i++) {
         struct slice text = bytes(&s, number(&s));
 
-        n_bad += (size_t) check_one(t, i, text, &g, &ids, two);
+        n_bad += (size_t) check_string(t, i, text, &g);
     }
 
-    printf("%" PRIu64 " strings, %zu bad%s\n", n, n_bad,
-           n_bad == 10 ? ", and stopped" : "");
+    uint64_t n_row = number(&g);
 
-    tokens_free(&ids);
+    for (size_t i = 0; i < n_row; i++) {
+        struct tokens ids = read_ids(&g);
+
+        n_bad += (size_t) check_decode(t, n + i, &ids,
+                                       bytes(&g, number(&g)));
+        tokens_free(&ids);
+    }
+
+    printf("%" PRIu64 " strings, %" PRIu64 " rows of ids, %zu bad\n", n, n_row,
+           n_bad);
     buf_free(&a);
     buf_free(&b);
-    buf_free(&two[0]);
-    buf_free(&two[1]);
 
     return n_bad != 0;
 }
