@@ -29,8 +29,8 @@
 #define TEMPLATE_SRC_MAX    (1024 * 1024)           /* bytes of source */
 #define TEMPLATE_HEAP_MAX   ((size_t) 256 << 20)    /* bytes of values */
 #define TEMPLATE_NEST_MAX   100     /* of source constructs, and of data */
-#define TEMPLATE_DEPTH_MAX  800     /* of nodes under evaluation; 1 MiB of
-                                     * stack, 3 MiB under ASan */
+#define TEMPLATE_DEPTH_MAX  800     /* of nodes under evaluation; < 512 KiB
+                                     * of stack, < 2 MiB under ASan */
 
 
 /* --- values --- */
@@ -376,8 +376,10 @@ int tshow_json(struct render *r, const struct value *v,
 
 /* UTF-8 that is known to be valid. */
 size_t ttext_count(const char *s, size_t n);            /* code points */
-size_t ttext_step(const char *s, size_t n, size_t i);   /* bytes of the one at i */
-size_t ttext_back(const char *s, size_t i);             /* of the one before i */
+/* bytes of the one at i */
+size_t ttext_step(const char *s, size_t n, size_t i);
+/* of the one before i */
+size_t ttext_back(const char *s, size_t i);
 int32_t ttext_point(const char *s, size_t n, size_t i);
 size_t ttext_encode(uint32_t point, char *p);           /* p: 4 bytes */
 int ttext_valid(const char *s, size_t n);

@@ -383,7 +383,8 @@ escape_point(const struct lexer *l, size_t i, size_t end, size_t count)
     for (size_t k = i; k < i + count; k++) {
         char d = l->p[k];
         int  v = is_digit(d) ? d - '0'
-                 : (d | 0x20) >= 'a' && (d | 0x20) <= 'f' ? (d | 0x20) - 'a' + 10
+                 : (d | 0x20) >= 'a' && (d | 0x20) <= 'f'
+                     ? (d | 0x20) - 'a' + 10
                  : -1;
 
         if (v < 0) {

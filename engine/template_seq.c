@@ -39,7 +39,7 @@ pick(struct render *r, const struct value *item, const struct value *path,
         }
 
         if (k == end && end > i && end - i < 10) {
-            key = tvalue_int(atoi(path->s + i));
+            key = tvalue_int((int) strtol(path->s + i, NULL, 10));
         }
 
         if (tattr_item(r, &from, &key, out) != 0) {

@@ -38,7 +38,7 @@ float_repr(double f, const char *inf, const char *nan, char *to, size_t size)
     }
 
     const char *s = e + (e[0] == '-');
-    int         exp10 = atoi(strchr(e, 'e') + 1);
+    int         exp10 = (int) strtol(strchr(e, 'e') + 1, NULL, 10);
 
     for (; *s != 'e'; s++) {
         if (*s != '.') {
