@@ -9,16 +9,13 @@
 
 
 static int
-replace(const struct normal_step *s, struct pattern_work *w, struct slice in,
-        struct buf *out, struct err *e)
+replace_matches(const struct normal_step *s, struct pattern_iter *it,
+                struct slice in, struct buf *out, struct err *e)
 {
-    struct pattern_iter it;
-    size_t              from, to, done = 0;
-    int                 rc;
+    size_t from, to, done = 0;
+    int    rc;
 
-    pattern_start(&it, s->pattern, w, in.p, in.n);
-
-    while ((rc = pattern_next(&it, &from, &to, e)) == 1) {
+    while ((rc = pattern_next(it, &from, &to, e)) == 1) {
         if (buf_add(out, in.p + done, from - done) != 0
             || buf_add(out, s->text, s->n) != 0)
         {
@@ -34,6 +31,22 @@ replace(const struct normal_step *s, struct pattern_work *w, struct slice in,
 
     return buf_add(out, in.p + done, in.n - done) == 0
            ? 0 : err_set(e, "no memory for %zu bytes of text", in.n);
+}
+
+
+static int
+replace(const struct normal_step *s, struct pattern_work *w, struct slice in,
+        struct buf *out, struct err *e)
+{
+    struct pattern_iter it;
+
+    int rc = pattern_start(&it, s->pattern, w, in.p, in.n) == 0
+             ? replace_matches(s, &it, in, out, e)
+             : err_set(e, "no memory for %zu bytes of text", in.n);
+
+    pattern_stop(&it);
+
+    return rc;
 }
 
 

@@ -18,6 +18,7 @@
  */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "pattern.h"
+#include "unicode.h"
 
 #include <pcre2.h>
 #include <stdlib.h>
@@ -26,12 +27,15 @@
 #define WORD    "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
 #define HEX     "0-9A-Fa-f"
 
-/* No search of the known families' patterns comes near: they have no nested
+/* Categories are those of Oniguruma's Unicode version: see unicode_stand_in().
+ *
+ * No search of the known families' patterns comes near: they have no nested
  * repeats.  It bounds what a hostile pattern may cost at one position. */
 #define MATCH_LIMIT     20000000
 
 struct pattern {
     pcre2_code *code;
+    int         is_literal;
 };
 
 struct pattern_work {
@@ -472,6 +476,7 @@ compile(const char *text, size_t n, uint32_t options, struct err *e)
 
     /* Without JIT it is slower, no less right. */
     (void) pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);
+    p->is_literal = (options & PCRE2_LITERAL) != 0;
 
 done:
 
@@ -582,13 +587,32 @@ pattern_work_free(struct pattern_work *w)
 }
 
 
-void
+int
 pattern_start(struct pattern_iter *it, const struct pattern *p,
               struct pattern_work *w, const char *text, size_t n)
 {
     *it = (struct pattern_iter) {
         .pattern = p, .work = w, .text = text, .n = n, .last = SIZE_MAX
     };
+
+    if (p->is_literal) {
+        return 0;
+    }
+
+    int rc = unicode_stand_in(text, n, &it->other);
+
+    if (rc == 1) {
+        it->text = it->other.p;
+    }
+
+    return rc < 0 ? -1 : 0;
+}
+
+
+void
+pattern_stop(struct pattern_iter *it)
+{
+    buf_free(&it->other);
 }
 
 

@@ -31,12 +31,15 @@ struct pattern_iter {
     struct pattern_work  *work;
     const char           *text;
     size_t                n;
+    struct buf            other;    /* the text with stand-ins, if it has any */
     size_t                at;       /* search goes on here */
     size_t                last;     /* end of the match before; SIZE_MAX */
 };
 
-void pattern_start(struct pattern_iter *it, const struct pattern *p,
-                   struct pattern_work *w, const char *text, size_t n);
+/* 0, or -1: no memory.  What it started must be stopped, if it failed too. */
+int pattern_start(struct pattern_iter *it, const struct pattern *p,
+                  struct pattern_work *w, const char *text, size_t n);
+void pattern_stop(struct pattern_iter *it);
 
 /* 1: [*from, *to) matched.  0: no more.  -1: a limit was hit, e says which. */
 int pattern_next(struct pattern_iter *it, size_t *from, size_t *to,

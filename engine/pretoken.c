@@ -98,33 +98,47 @@ cut(struct joiner *j, const struct pretoken_step *s, size_t from, size_t to,
 
 
 static int
-split(struct run *r, int i, const struct piece *in)
+split_matches(struct joiner *j, const struct pretoken_step *s,
+              struct pattern_iter *it)
 {
-    const struct pretoken_step *s = &r->t->steps[i];
-    struct pattern_iter         it;
-    struct joiner               j = { .run = r, .in = in, .step = i };
-    size_t                      from, to, done = 0;
-    int                         rc;
+    struct err *e = j->run->e;
+    size_t      from, to, done = 0;
+    int         rc;
 
-    pattern_start(&it, s->pattern, r->work, in->p, in->n);
-
-    while ((rc = pattern_next(&it, &from, &to, r->e)) == 1) {
-        if (done != from && cut(&j, s, done, from, 0) != 0) {
+    while ((rc = pattern_next(it, &from, &to, e)) == 1) {
+        if (done != from && cut(j, s, done, from, 0) != 0) {
             return -1;
         }
 
-        if (cut(&j, s, from, to, 1) != 0) {
+        if (cut(j, s, from, to, 1) != 0) {
             return -1;
         }
 
         done = to;
     }
 
-    if (rc != 0 || (done != in->n && cut(&j, s, done, in->n, 0) != 0)) {
+    if (rc != 0 || (done != it->n && cut(j, s, done, it->n, 0) != 0)) {
         return -1;
     }
 
-    return flush(&j);
+    return flush(j);
+}
+
+
+static int
+split(struct run *r, int i, const struct piece *in)
+{
+    const struct pretoken_step *s = &r->t->steps[i];
+    struct pattern_iter         it;
+    struct joiner               j = { .run = r, .in = in, .step = i };
+
+    int rc = pattern_start(&it, s->pattern, r->work, in->p, in->n) == 0
+             ? split_matches(&j, s, &it)
+             : err_set(r->e, "no memory for %zu bytes of text", in->n);
+
+    pattern_stop(&it);
+
+    return rc;
 }
 
 

@@ -305,7 +305,7 @@ tokenizer_key(const struct tokenizer *t, uint32_t id)
     if (t->kind[id] & TOKEN_ADDED) {
         for (uint32_t i = 0; i < t->n_added; i++) {
             if (t->added[i].id == id) {
-                return t->added[i].text;
+                return t->added[i].match;
             }
         }
     }
@@ -428,7 +428,7 @@ tokenizer_finish(struct tokenizer *t, const struct table *outs, struct err *e)
             (TOKEN_ADDED | (t->added[i].special ? TOKEN_SPECIAL : 0));
     }
 
-    return tokenizer_added_init(t, e);
+    return 0;
 }
 
 

@@ -157,9 +157,12 @@ is_word(struct encoding *x, const char *p, size_t n)
     struct pattern_iter it;
     size_t              from, to;
 
-    pattern_start(&it, x->t->word, x->pattern, p, n);
+    int yes = pattern_start(&it, x->t->word, x->pattern, p, n) == 0
+              && pattern_next(&it, &from, &to, NULL) == 1;
 
-    return pattern_next(&it, &from, &to, NULL) == 1;
+    pattern_stop(&it);
+
+    return yes;
 }
 
 

@@ -127,8 +127,7 @@ struct decoder {
 int tokenizer_parts_read(struct tokenizer *t, const json_t *root,
                          struct decoder *d, struct err *e);
 
-/* Makes out, kind and the sets of added tokens; those of t->added are in outs
- * already. */
+/* Makes out and kind; the tokens of t->added are in outs already. */
 int tokenizer_finish(struct tokenizer *t, const struct table *outs,
                      struct err *e);
 

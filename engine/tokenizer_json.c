@@ -433,7 +433,8 @@ read_added(struct file *f, const json_t *list, struct err *e)
 }
 
 
-/* An added token may stand in the vocabulary too, with the same id. */
+/* An added token may stand in the vocabulary too, with the same id.  In the
+ * output it is what it looks like in the text, as Hugging Face's has it. */
 static int
 added_outs(struct file *f, const json_t *vocab, struct err *e)
 {
@@ -441,15 +442,18 @@ added_outs(struct file *f, const json_t *vocab, struct err *e)
         const struct added *a = &f->t->added[i];
         const json_t       *v = json_object_getn(vocab, a->text.p, a->text.n);
 
-        if (v == NULL) {
-            if (put_out(f, a->id, a->text, e) != 0) {
-                return err_prefix(e, "added_tokens");
-            }
-
-        } else if (json_integer_value(v) != a->id) {
+        if (v != NULL && json_integer_value(v) != a->id) {
             return err_set(e, "added token \"%.*s\": id %u, but %lld in vocab",
                            (int) (a->text.n < 64 ? a->text.n : 64), a->text.p,
                            a->id, (long long) json_integer_value(v));
+        }
+
+        if (v != NULL) {
+            f->outs.by_id[a->id] = (struct slice) { NULL, 0 };
+        }
+
+        if (put_out(f, a->id, a->match, e) != 0) {
+            return err_prefix(e, "added_tokens");
         }
     }
 
@@ -584,6 +588,7 @@ read_root(struct file *f, json_t *root, const json_t *config, struct err *e)
         || read_vocab(f, vocab, e) != 0
         || (added != NULL && read_added(f, added, e) != 0)
         || tokenizer_config_added(t, config, e) != 0
+        || tokenizer_added_init(t, e) != 0
         || added_outs(f, vocab, e) != 0
         || read_post(f, json_object_get(root, "post_processor"), 0, e) != 0)
     {

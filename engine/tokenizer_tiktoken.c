@@ -321,7 +321,8 @@ load(struct ranks *r, struct tokenizer *t, const struct kind *kind,
         return -1;
     }
 
-    return tokenizer_finish(t, &r->tokens, e);
+    return tokenizer_added_init(t, e) != 0 ? -1
+           : tokenizer_finish(t, &r->tokens, e);
 }
 
 

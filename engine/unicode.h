@@ -46,4 +46,12 @@ int unicode_form(const char *p, size_t n, int composes, int compatible,
 /* Appends the text with each character in lower case by itself. */
 int unicode_lower(const char *p, size_t n, struct buf *out);
 
+/*
+ * For a pattern engine whose tables are older or newer than Hugging Face's:
+ * another text of the same length, in which characters that the two do not
+ * have in the same category are replaced by ones that both do.  1: it is
+ * appended to out; 0: there is nothing to replace; -1: no memory.
+ */
+int unicode_stand_in(const char *p, size_t n, struct buf *out);
+
 #endif /* MOE_UNICODE_H */

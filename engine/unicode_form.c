@@ -37,6 +37,10 @@ struct move {                   /* from, from + step, ... run times */
     int32_t  by;
 };
 
+struct stand_in {               /* run characters from from on are like to */
+    uint32_t from, run, to;
+};
+
 /* Filled once, before any text is read; read-only afterwards. */
 static struct {
     struct entry *entry[0x1100];        /* by cp >> 8, 256 of them */
@@ -47,6 +51,9 @@ static struct {
     uint32_t      n_slot;
     struct move  *lower;
     uint32_t      n_lower;
+    struct stand_in *stand_ins;
+    uint32_t      n_stand_in;
+    uint8_t       has_stand_in[0x1100]; /* by cp >> 8 */
     int           is_ready;
 } tables;
 
@@ -288,6 +295,34 @@ init_lower(void)
 }
 
 
+static int
+init_stand_ins(void)
+{
+    uint32_t cp = 0;
+
+    tables.stand_ins = calloc(strlen(unicode_stand_ins) / 3,
+                              sizeof(*tables.stand_ins));
+    if (tables.stand_ins == NULL) {
+        return -1;
+    }
+
+    for (const char *p = unicode_stand_ins; *p != '\0'; tables.n_stand_in++) {
+        struct stand_in *s = &tables.stand_ins[tables.n_stand_in];
+
+        cp += number(&p);
+        s->from = cp;
+        s->run = number(&p);
+        s->to = (uint32_t) ((int32_t) cp + signed_number(&p));
+
+        for (uint32_t i = cp >> 8; i <= (cp + s->run - 1) >> 8; i++) {
+            tables.has_stand_in[i] = 1;
+        }
+    }
+
+    return 0;
+}
+
+
 static void
 init_tables(void)
 {
@@ -297,7 +332,7 @@ init_tables(void)
     /* classes first: a mark that composes keeps its own */
     tables.is_ready = tables.pairs != NULL && init_classes() == 0
                       && init_canonical() == 0 && init_compatible() == 0
-                      && init_lower() == 0;
+                      && init_lower() == 0 && init_stand_ins() == 0;
 }
 
 
@@ -612,4 +647,65 @@ unicode_lower(const char *p, size_t n, struct buf *out)
     }
 
     return rc;
+}
+
+
+/* cp itself where there is none. */
+static uint32_t
+stand_in(uint32_t cp)
+{
+    uint32_t lo = 0, hi = tables.n_stand_in;
+
+    while (tables.has_stand_in[cp >> 8] && lo < hi) {
+        uint32_t               mid = (lo + hi) / 2;
+        const struct stand_in *s = &tables.stand_ins[mid];
+
+        if (cp < s->from) {
+            hi = mid;
+
+        } else if (cp - s->from >= s->run) {
+            lo = mid + 1;
+
+        } else {
+            return s->to;
+        }
+    }
+
+    return cp;
+}
+
+
+int
+unicode_stand_in(const char *p, size_t n, struct buf *out)
+{
+    size_t   from = out->n;
+    uint32_t cp;
+
+    for (size_t i = 0; i < n; ) {
+        /* the first is U+088F, of three bytes */
+        if ((unsigned char) p[i] < 0xe0) {
+            i++;
+            continue;
+        }
+
+        int len = unicode_decode(p + i, n - i, &cp);
+
+        if (len <= 0 || unicode_init() != 0) {
+            return len <= 0 ? 0 : -1;
+        }
+
+        uint32_t other = stand_in(cp);
+
+        if (other != cp) {
+            if (out->n == from && buf_add(out, p, n) != 0) {
+                return -1;
+            }
+
+            unicode_encode(other, out->p + from + i);
+        }
+
+        i += (size_t) len;
+    }
+
+    return out->n > from;
 }

@@ -8,5 +8,6 @@ extern const char unicode_canonical[];
 extern const char unicode_compatible[];
 extern const char unicode_classes[];
 extern const char unicode_lowercase[];
+extern const char unicode_stand_ins[];
 
 #endif /* MOE_UNICODE_IMPL_H */

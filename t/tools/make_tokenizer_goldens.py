@@ -257,7 +257,7 @@ def write_hf(out, name, t, strings, byte_level=True):
         # a run of byte tokens that is no UTF-8 as a whole is told apart from
         # a stream only at its end: such runs have one byte here
         plain = [i for tok, i in sorted(t.get_vocab().items())
-                 if not tok.startswith("<0x")]
+                 if not tok.startswith("<")]
         runs = [[t.token_to_id(f"<0x{b:02X}>") for b in c.encode()]
                 for c in "A\u00e9\u4e2d\U0001f600"]
         runs += [[t.token_to_id(f"<0x{b:02X}>")] for b in (0x80, 0xC3, 0xFF)]

@@ -132,6 +132,49 @@ def lower():
     return out
 
 
+def members(regex):
+    form = n.Replace(Regex(regex), "").normalize_str
+    out = set()
+    for base in range(0, 0x110000, 0x1000):
+        block = [c for c in range(base, base + 0x1000)
+                 if not 0xD800 <= c < 0xE000]
+        out |= set(block) - set(map(ord, form("".join(map(chr, block)))))
+    return out
+
+
+def stand_ins():
+    """Characters whose category is another one in Oniguruma's Unicode than in
+    Python's, which is at most PCRE2's; for a run of them the nearest one that
+    has it in both, is as long in UTF-8, and is or is not Han like them."""
+    names = ["Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No",
+             "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So",
+             "Zs", "Zl", "Zp", "Cc", "Cf", "Co", "Cn"]
+    kind = {c: name for name in names for c in members(f"\\p{{{name}}}")}
+    han = members(r"\p{Han}")
+    old = {c: unicodedata.category(chr(c)) for c in ALL}
+    stable = {}
+    for c in ALL:
+        if old[c] == kind[c]:
+            key = kind[c], c in han, len(chr(c).encode())
+            stable.setdefault(key, []).append(c)
+    out, last, c = "", 0, 0
+    while c < 0x110000:
+        if c not in old or old[c] == kind[c]:
+            c += 1
+            continue
+        key = kind[c], c in han, len(chr(c).encode())
+        run = 1
+        while (old.get(c + run) != kind.get(c + run)
+               and (kind[c + run], c + run in han,
+                    len(chr(c + run).encode())) == key):
+            run += 1
+        to = min(stable[key], key=lambda x: abs(x - c))
+        out += number(c - last) + number(run) + signed(to - c)
+        last = c
+        c += run
+    return out
+
+
 def main():
     print("""/*
  * unicode_data.c - made by t/tools/make_unicode.py; the tables of unicode.c.
@@ -151,6 +194,8 @@ def main():
     literal("unicode_lowercase",
             "Code point, step, run, distance (signed); U+0130 is apart.",
             lower())
+    literal("unicode_stand_ins", "Code point, run, stand-in - it (signed).",
+            stand_ins())
 
 
 def sums():
