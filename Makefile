@@ -107,8 +107,9 @@ $(MODULE): $(MODULE_SRC) | build-deps
 
 # What Debian has to bring; installed when something is missing.
 BUILD_PKGS = gcc libc6-dev libjansson-dev libpcre2-dev nginx nginx-dev dpkg-dev
-TEST_PKGS  = libcmocka-dev perl curl spin python3-venv nodejs npm chromium \
-             nghttp2-client python3-jinja2 procps
+# Node.js from elsewhere conflicts with Debian's npm: taken as it is.
+TEST_PKGS  = libcmocka-dev perl curl spin python3-venv chromium chromium-driver \
+             procps $(if $(shell command -v npm),,nodejs npm)
 missing = $(shell for p in $(1); do \
             dpkg-query -W -f='$${Status}' $$p 2>/dev/null \
             | grep -q 'ok installed' || echo $$p; done)
