@@ -43,7 +43,7 @@ ISA_avx512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 \
              -mavx512vnni -mfma -mf16c
 isa = $(foreach i,avx2 avx512,$(if $(filter %_$i,$(basename $(1))),$(ISA_$i)))
 
-SRC  := $(filter-out engine/main.c,$(wildcard engine/*.c engine/*/*.c))
+SRC  := $(filter-out engine/main/main.c,$(wildcard engine/*.c engine/*/*.c))
 OBJ  := $(SRC:%.c=$(O)/%.o)
 UNIT := $(patsubst %.c,$(O)/%,$(wildcard t/unit/*.c t/unit/*/*.c t/kernel/*.c))
 BENCH := $(patsubst %.c,$(O)/%,$(wildcard t/bench/*.c))
@@ -68,9 +68,9 @@ $(O)/%.o: %.c | build-deps
 
 $(O)/libmoe.a: $(OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	ar qcs $@ $^
 
-$(ENGINE): $(O)/engine/main.o $(O)/libmoe.a
+$(ENGINE): $(O)/engine/main/main.o $(O)/libmoe.a
 	$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
 
 # A unit test includes the .c file that it tests, and so hides the one in the
@@ -91,7 +91,7 @@ $(O)/t/%: t/%.c $(O)/libmoe.a
 $(O)/t/fuzz/%: t/fuzz/%.c $(O)/libmoe.a
 	$(call link,$(CC),-fsanitize=fuzzer)
 
--include $(OBJ:.o=.d) $(O)/engine/main.d \
+-include $(OBJ:.o=.d) $(O)/engine/main/main.d \
          $(addsuffix .d,$(UNIT) $(BENCH) $(TOOLS) $(FUZZ))
 
 

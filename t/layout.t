@@ -15,8 +15,7 @@ chdir(Cwd::abs_path(__FILE__) =~ s{/t/[^/]*$}{}r) or die;
 # every file whose name begins with it and an underscore as well.
 my %level = (
     abi => 0, ring => 0, base => 0,
-    json_util => 1, unicode => 1, utf8 => 1, template => 1,
-    bpe => 1, normal => 1, pattern => 1, pretoken => 1, vocab => 1, detok => 2,
+    json_util => 1, unicode => 1, template => 1,
     tokenizer => 2, parse => 2, safetensors => 2,
     backend => 3, cpu => 3,
     model => 4, families => 4, kv => 4,
@@ -52,7 +51,7 @@ File::Find::find({ no_chdir => 1, wanted => sub {
 my @ours = sort grep { m{^(?:engine|ngx_module)/.*\.[ch]$} } keys %text;
 my @c = sort grep { /\.(?:c|h)$/ } keys %text;
 
-# engine/cpu/x.c is cpu, engine/template_run.c is template.
+# engine/cpu/x.c is cpu, engine/ring_peer.c is ring.
 sub area {
     my ($dir, $name) = $_[0] =~ m{^(?:engine/)?(?:(\w+)/)?(\w+)\.\w+$} or return;
     return $dir if defined $dir;

@@ -12,7 +12,7 @@
  * Sources: the DeepSeek-V2 and -V3 reports (arXiv 2405.04434, 2412.19437) and
  * their configurations; numerically as transformers' DeepseekV2/V3ForCausalLM.
  */
-#include "model_family.h"
+#include "model/family.h"
 
 #include <math.h>
 #include <string.h>

@@ -2,7 +2,7 @@
  * families.c - model_type to family; what is not supported is refused by name
  * with the reason, rather than run wrongly.
  */
-#include "model_family.h"
+#include "model/family.h"
 
 #include <string.h>
 

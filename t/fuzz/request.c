@@ -1,5 +1,5 @@
 /* Any bytes as a request: what is accepted is in range. */
-#include "serve_request.h"
+#include "serve/request.h"
 
 #include <stdlib.h>
 #include <string.h>

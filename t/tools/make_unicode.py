@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""make_unicode.py > engine/unicode_data.c
+"""make_unicode.py > engine/unicode/data.c
 make_unicode.py --sums          the sums in t/unit/unicode.c
 
-The tables of engine/unicode.c.  Which characters decompose, compose or have a
+The tables of engine/unicode/unicode.c.  Which characters decompose, compose or have a
 combining class is asked of Hugging Face's normalizers themselves, because their
 tables are of another Unicode version than anybody else's and ids must be
 theirs.  Python's unicodedata only says how a character decomposes in one step.
@@ -177,13 +177,13 @@ def stand_ins():
 
 def main():
     print("""/*
- * unicode_data.c - made by t/tools/make_unicode.py; the tables of unicode.c.
+ * unicode/data.c - made by t/tools/make_unicode.py; the tables of unicode.c.
  *
  * Each is a row of numbers, five bits a character from the least on, in the
  * alphabet 0-9A-Za-z-_ whose upper half says that more follows; signed ones
  * are zigzag.  Code points are told as the distance from the one before.
  */
-#include "unicode_impl.h\"""")
+#include "unicode/impl.h\"""")
     literal("unicode_canonical",
             "Code point, itself - first (signed), second * 2 + composes.",
             canonical())

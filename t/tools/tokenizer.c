@@ -16,8 +16,8 @@
  *             number of ids, the ids, the length and the bytes
  */
 #include "base.h"
-#include "tokenizer.h"
-#include "unicode.h"
+#include "tokenizer/tokenizer.h"
+#include "unicode/unicode.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -14,7 +14,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "engine/model.h"
+#include "engine/model/model.h"
 
 #define TOLERANCE   2e-3        /* of the reference's range */
 #define MAX_TOK     2048

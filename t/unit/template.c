@@ -18,7 +18,7 @@ fixed_time(time_t *out)
 }
 
 #define time fixed_time
-#include "engine/template_func.c"
+#include "engine/template/func.c"
 #undef time
 
 #include <setjmp.h>

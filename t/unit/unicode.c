@@ -1,4 +1,4 @@
-/* engine/unicode.c and unicode_form.c: UTF-8, and every character's forms. */
+/* engine/unicode/unicode.c and form.c: UTF-8, and every character's forms. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,8 +8,8 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "engine/unicode.c"
-#include "engine/unicode_form.c"
+#include "engine/unicode/unicode.c"
+#include "engine/unicode/form.c"
 
 
 /* Tables 3-8 to 3-11 of the standard, and the ends of each range. */

@@ -1,0 +1,677 @@
+/*
+ * job.c - the life of a job, from its first fragment to its one terminal
+ * event: see the states in serve.h.
+ *
+ * Comes in: fragments, cancels, prepared prompts, ends of choices.  Goes out:
+ * frames.  Must not know the model's inside, nor sockets.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "serve/serve.h"
+
+static_assert(SCHED_SEQS_MAX == ABI_CHOICES_MAX, "a choice is a sequence");
+
+#define RETRY_AFTER_S   1       /* what a full queue asks for */
+
+/* What a terminal ERROR has room for besides its head. */
+#define ERROR_TEXT_MAX  (ABI_TERMINAL_CELLS * ABI_CELL_BYTES \
+                         - sizeof(struct abi_frame) - sizeof(struct abi_error))
+
+
+struct job *
+serve_job_begin(struct serve *s, struct channel *c, uint16_t slot,
+                uint64_t gen)
+{
+    struct job *j = calloc(1, sizeof(*j));
+
+    if (j == NULL) {
+        serve_channel_fault(c, "no memory for its jobs");
+        return NULL;
+    }
+
+    j->channel = c;
+    j->slot = slot;
+    j->gen = gen;
+    j->credits = c->window_cells;
+    j->came_us = clock_us();
+    s->counts.accepted++;
+
+    return j;
+}
+
+
+static struct abi_frame
+frame_of(const struct job *j)
+{
+    return (struct abi_frame) { .slot = j->slot, .gen = j->gen };
+}
+
+
+/* The bytes of the request are not needed any more. */
+static void
+free_in(struct job *j)
+{
+    if (j->channel != NULL) {
+        j->channel->n_in_bytes -= j->in.n;
+    }
+
+    buf_free(&j->in);
+}
+
+
+static void
+drop_pages(struct serve *s, struct job *j, uint32_t i_choice)
+{
+    uint32_t n = j->sched.n_common + j->sched.seqs[i_choice].n_held;
+
+    if (j->choices != NULL
+        && j->sched.seqs[i_choice].state == SCHED_LIVE)
+    {
+        kv_drop(s->kv, j->choices[i_choice].pages, n);
+    }
+
+    sched_seq_end(&j->sched, i_choice);
+}
+
+
+/* Everything that only a running job needs. */
+static void
+free_running(struct serve *s, struct job *j)
+{
+    for (uint32_t i = 0; i < j->sched.n_seqs; i++) {
+        if (j->sched.seqs[i].state != SCHED_OVER) {
+            drop_pages(s, j, i);
+        }
+
+        if (j->choices != NULL) {
+            serve_output_free(&j->choices[i].output);
+        }
+    }
+
+    j->choices = NULL;
+    arena_free(&j->arena);
+    serve_prompt_free(&j->prep.prompt);
+}
+
+
+/* Takes it off the list of those that wait or run. */
+static void
+unlist(struct serve *s, struct job *j)
+{
+    uint32_t n = s->n_running + s->n_waiting;
+    uint32_t i = 0;
+
+    while (i < n && s->jobs[i] != j) {
+        i++;
+    }
+
+    if (i == n) {
+        return;
+    }
+
+    s->n_running -= i < s->n_running;
+    s->n_waiting = n - 1 - s->n_running;
+
+    for (; i < n - 1; i++) {
+        s->jobs[i] = s->jobs[i + 1];
+        s->plan[i] = s->plan[i + 1];
+    }
+}
+
+
+/* The job is gone; but one that is with serve_prep goes when it comes back. */
+static void
+job_free(struct serve *s, struct job *j)
+{
+    if (j->channel != NULL) {
+        struct slot *slot = &j->channel->slots[j->slot];
+
+        if (j->state == JOB_PREPARING) {
+            j->channel->n_in_bytes -= j->in.n;
+        } else {
+            free_in(j);
+        }
+
+        slot->job = NULL;
+        j->channel = NULL;
+    }
+
+    if (j->state == JOB_PREPARING) {
+        return;
+    }
+
+    unlist(s, j);
+    free_running(s, j);
+    buf_free(&j->in);
+    buf_free(&j->outbox);
+    free(j);
+}
+
+
+static struct abi_usage
+usage_of(const struct job *j)
+{
+    uint64_t         now = clock_us();
+    uint64_t         admitted = j->admitted_us != 0 ? j->admitted_us : now;
+    uint64_t         first = j->first_us != 0 ? j->first_us : now;
+    struct abi_usage u = {
+        .n_prompt_tok = j->sched.n_prompt,
+        .n_output_tok = j->n_output,
+        .queue_us = admitted - j->came_us,
+        .prefill_us = j->admitted_us != 0 ? first - admitted : 0,
+        .decode_us = j->first_us != 0 ? now - first : 0
+    };
+
+    for (uint32_t i = 0; j->choices != NULL && i < j->sched.n_seqs; i++) {
+        u.n_reasoning_tok += j->choices[i].output.n_reasoning;
+    }
+
+    return u;
+}
+
+
+/* A terminal event that overtakes what waits for credit, and the end. */
+static void
+end_at_once(struct serve *s, struct job *j, uint8_t type, const void *a,
+            size_t n_a, const void *b, size_t n_b)
+{
+    struct abi_frame f = frame_of(j);
+
+    f.type = type;
+    f.n_bytes = (uint32_t) (n_a + n_b);
+    serve_channel_put(j->channel, &f, a, n_a, b, n_b);
+    job_free(s, j);
+}
+
+
+void
+serve_job_cancel(struct serve *s, struct job *j)
+{
+    struct abi_usage u = usage_of(j);
+
+    s->counts.cancelled++;
+    end_at_once(s, j, ABI_CANCELLED, &u, sizeof(u), NULL, 0);
+}
+
+
+void
+serve_job_lost(struct serve *s, struct job *j)
+{
+    s->counts.lost++;
+    job_free(s, j);
+}
+
+
+void
+serve_job_error(struct serve *s, struct job *j,
+                const struct serve_refusal *why)
+{
+    char             text[ERROR_TEXT_MAX];
+    size_t           n_param = strlen(why->param);
+    size_t           n = strnlen(why->err.text, sizeof(text) - n_param);
+    struct abi_error e = {
+        .code = why->code,
+        .n_text = (uint16_t) n,
+        .n_param = (uint16_t) n_param,
+        .retry_after_s = why->retry_after_s,
+        .usage = usage_of(j)
+    };
+
+    /* Cut, if at all, in front of a character. */
+    while (n > 0 && n < strlen(why->err.text)
+           && ((uint8_t) why->err.text[n] & 0xc0) == 0x80)
+    {
+        n--;
+    }
+
+    e.n_text = (uint16_t) n;
+    memcpy(text, why->err.text, n);
+    memcpy(text + n, why->param, n_param);
+
+    log_line(LOG_LEVEL_DEBUG, "job %u.%llu of worker %d: %s", j->slot,
+             (unsigned long long) j->gen, j->channel->pid, why->err.text);
+
+    s->counts.error++;
+    end_at_once(s, j, ABI_ERROR, &e, sizeof(e), text, n + n_param);
+}
+
+
+static void
+refuse(struct serve *s, struct job *j, uint32_t code, uint32_t retry_after_s,
+       const char *text)
+{
+    struct serve_refusal why = { .code = 0 };
+
+    err_set(serve_refusal_set(&why, code, ""), "%s", text);
+    why.retry_after_s = retry_after_s;
+    serve_job_error(s, j, &why);
+}
+
+
+void
+serve_job_fragment(struct serve *s, struct job *j, const void *p, size_t n,
+                   int more)
+{
+    if (buf_add(&j->in, p, n) != 0) {
+        refuse(s, j, ABI_E_BUSY, RETRY_AFTER_S, "no memory for the request");
+        return;
+    }
+
+    j->channel->n_in_bytes += n;
+
+    if (more) {
+        return;
+    }
+
+    if (s->draining) {
+        refuse(s, j, ABI_E_UNAVAILABLE, RETRY_AFTER_S,
+               "the engine is shutting down");
+        return;
+    }
+
+    if (serve_request_parse(j->in.p, j->in.n, s->model->n_text,
+                            &j->prep.request, &j->prep.refusal) != 0)
+    {
+        struct serve_refusal why = j->prep.refusal;
+
+        serve_job_error(s, j, &why);
+        return;
+    }
+
+    if (s->n_waiting + s->n_preparing >= s->o->max_queue) {
+        refuse(s, j, ABI_E_BUSY, RETRY_AFTER_S,
+               "the engine is busy and its queue is full");
+        return;
+    }
+
+    j->state = JOB_PREPARING;
+    s->n_preparing++;
+    serve_prep_submit(&s->prep, &j->prep);
+}
+
+
+/* Given parameters, then the model's, then OpenAI's. */
+static void
+set_parameters(const struct serve *s, struct job *j, struct sampler_params *p)
+{
+    const struct model_info  *info = model_info(s->model->model);
+    const struct abi_request *r = &j->prep.request.abi;
+    double                    n;
+
+    n = r->given & ABI_GIVEN_TEMPERATURE ? (double) r->temperature
+        : info->temperature >= 0 ? info->temperature : 1;
+    p->temperature = (float) n;
+    n = r->given & ABI_GIVEN_TOP_P ? (double) r->top_p
+        : info->top_p > 0 ? info->top_p : 1;
+    p->top_p = (float) n;
+    n = r->given & ABI_GIVEN_MIN_P ? (double) r->min_p
+        : info->min_p >= 0 ? info->min_p : 0;
+    p->min_p = (float) n;
+    n = r->given & ABI_GIVEN_REPETITION ? (double) r->repetition
+        : info->repetition > 0 ? info->repetition : 1;
+    p->repetition = (float) n;
+    p->top_k = r->given & ABI_GIVEN_TOP_K ? r->top_k
+               : info->top_k > 0 ? info->top_k : 0;
+    p->presence = r->presence;
+    p->frequency = r->frequency;
+    p->n_biases = r->n_biases;
+    p->seed = r->seed;
+
+    if (!(r->given & ABI_GIVEN_SEED)
+        && getrandom(&p->seed, sizeof(p->seed), 0) != sizeof(p->seed))
+    {
+        p->seed = clock_us();
+    }
+
+    j->n_top = r->flags & ABI_FLAG_LOGPROBS ? r->n_top_logprobs + 1 : 0;
+    j->ignore_eos = (r->flags & ABI_FLAG_IGNORE_EOS) != 0;
+}
+
+
+static const struct abi_bias *
+copy_biases(struct job *j)
+{
+    const struct serve_request *r = &j->prep.request;
+    struct abi_bias *copy = arena_alloc(&j->arena,
+                                        r->abi.n_biases * sizeof(*copy));
+
+    for (uint32_t i = 0; copy != NULL && i < r->abi.n_biases; i++) {
+        copy[i] = serve_request_bias(r, i);
+    }
+
+    return copy;
+}
+
+
+/* What all choices have in common. */
+struct plan {
+    struct sampler_params      sampler;
+    struct serve_stop_pattern *stops;
+    uint32_t                   n_stops;
+    size_t                     n_out;       /* outbox bytes of one token */
+};
+
+
+static int
+plan_begin(const struct serve *s, struct job *j, struct plan *p)
+{
+    const struct serve_request *r = &j->prep.request;
+    size_t                      longest = 0;
+
+    memset(p, 0, sizeof(*p));
+    set_parameters(s, j, &p->sampler);
+    p->sampler.biases = copy_biases(j);
+    p->n_stops = r->abi.n_stops;
+
+    for (uint32_t i = 0; i < r->abi.n_stops; i++) {
+        longest = r->stops[i].n > longest ? r->stops[i].n : longest;
+    }
+
+    p->n_out = serve_output_bytes(s->model->piece_bytes, longest);
+
+    return p->sampler.biases == NULL
+           || serve_stop_compile(&j->arena, r->stops, p->n_stops, &p->stops)
+              != 0
+           ? -1 : 0;
+}
+
+
+static int
+choice_begin(const struct serve *s, struct job *j, uint32_t i,
+             const struct plan *p)
+{
+    const struct abi_request *r = &j->prep.request.abi;
+    const struct tokens      *prompt = &j->prep.prompt.ids;
+    struct choice            *c = &j->choices[i];
+    struct serve_output      *o = &c->output;
+    size_t                    n_pages = j->sched.seqs[i].n_max
+                                        / MODEL_PAGE_TOK + 1;
+
+    c->sampler = p->sampler;
+    c->sampler.choice = i;
+    c->tokens = arena_alloc(&j->arena, (prompt->n + j->n_new)
+                                       * sizeof(*c->tokens));
+    c->pages = arena_alloc(&j->arena, n_pages * sizeof(*c->pages));
+
+    o->tokenizer = s->model->tokenizer;
+    o->outbox = &j->outbox;
+    o->frame = frame_of(j);
+    o->choice = (uint8_t) i;
+    parse_begin(&o->parse, j->prep.prompt.text.p, j->prep.prompt.text.n,
+                r->kind != ABI_CHAT || (r->flags & ABI_FLAG_RAW_REASONING));
+
+    if (c->tokens == NULL || c->pages == NULL
+        || buf_reserve(&o->text, s->model->piece_bytes + sizeof(o->detok)) != 0
+        || serve_stop_begin(&o->stop, &j->arena, p->stops, p->n_stops,
+                            s->model->piece_bytes + sizeof(o->detok)) != 0)
+    {
+        return -1;
+    }
+
+    memcpy(c->tokens, prompt->ids, prompt->n * sizeof(*c->tokens));
+
+    if (!sampler_wants_seen(&c->sampler)) {
+        return 0;
+    }
+
+    c->seen = arena_alloc(&j->arena, s->model->n_text * sizeof(*c->seen));
+
+    for (size_t k = 0; c->seen != NULL && k < prompt->n; k++) {
+        if (prompt->ids[k] < s->model->n_text) {
+            c->seen[prompt->ids[k]] = SAMPLER_SEEN_PROMPT;
+        }
+    }
+
+    return c->seen == NULL ? -1 : 0;
+}
+
+
+/* A completion's prompt in front of its answer, of every choice. */
+static int
+echo(const struct serve *s, struct job *j)
+{
+    const struct serve_prompt *p = &j->prep.prompt;
+    struct buf                 text = { NULL, 0, 0, 0 };
+    struct detok               d = { .n_held = 0 };
+    int                        rc = 0;
+
+    if (j->prep.request.abi.kind == ABI_COMPLETION) {
+        rc = buf_add(&text, p->text.p, p->text.n);
+    } else {
+        for (size_t i = 0; i < p->ids.n && rc == 0; i++) {
+            rc = detok_step(&d, s->model->tokenizer, p->ids.ids[i], 1, &text);
+        }
+
+        rc = rc != 0 ? rc : detok_end(&d, &text);
+    }
+
+    for (uint32_t i = 0; i < j->sched.n_seqs && rc == 0; i++) {
+        rc = serve_output_echo(&j->choices[i].output, text.p, text.n);
+    }
+
+    buf_free(&text);
+
+    return rc;
+}
+
+
+/* All the memory that the job will need; 0, or -1: there is none. */
+static int
+reserve(const struct serve *s, struct job *j)
+{
+    struct plan p;
+    uint32_t    n = j->sched.n_seqs;
+
+    if (plan_begin(s, j, &p) != 0) {
+        return -1;
+    }
+
+    j->choices = arena_alloc(&j->arena, n * sizeof(*j->choices));
+
+    if (j->choices == NULL || buf_reserve(&j->outbox, n * p.n_out) != 0) {
+        return -1;
+    }
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (choice_begin(s, j, i, &p) != 0) {
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* Its place among the jobs, and the memory for all that it may say. */
+static int
+enqueue(struct serve *s, struct job *j)
+{
+    const struct abi_request *r = &j->prep.request.abi;
+    uint32_t n_prompt = (uint32_t) j->prep.prompt.ids.n;
+    uint32_t room = s->model->n_ctx_tok - n_prompt;
+
+    j->n_new = r->given & ABI_GIVEN_MAX_TOKENS && r->max_tokens < room
+               ? r->max_tokens : room;
+
+    uint64_t n_pages = sched_job_begin(&j->sched, &s->limits, n_prompt,
+                                       j->n_new, r->n_choices);
+
+    if (n_pages > kv_pages(s->kv) || r->n_choices > s->limits.n_seqs) {
+        struct serve_refusal *why = &j->prep.refusal;
+
+        return err_set(serve_refusal_set(why, ABI_E_CONTEXT, "n"),
+                       "%u choices of %u tokens do not fit: they need %llu "
+                       "pages of the %u there are, and %u of %u sequences",
+                       r->n_choices, n_prompt + j->n_new,
+                       (unsigned long long) n_pages, kv_pages(s->kv),
+                       r->n_choices, s->limits.n_seqs);
+    }
+
+    if (reserve(s, j) != 0) {
+        struct serve_refusal *why = &j->prep.refusal;
+
+        err_set(serve_refusal_set(why, ABI_E_BUSY, ""),
+                "no memory for the request");
+        why->retry_after_s = RETRY_AFTER_S;
+        return -1;
+    }
+
+    return 0;
+}
+
+
+void
+serve_job_prepared(struct serve *s, struct job *j)
+{
+    s->n_preparing--;
+
+    j->state = JOB_ASSEMBLING;      /* ours again, and on no list */
+
+    if (j->channel == NULL) {
+        job_free(s, j);
+        return;
+    }
+
+    if (j->prep.refusal.code != 0 || enqueue(s, j) != 0) {
+        struct serve_refusal why = j->prep.refusal;
+
+        serve_job_error(s, j, &why);
+        return;
+    }
+
+    uint32_t n = s->n_running + s->n_waiting++;
+
+    free_in(j);
+    j->state = JOB_WAITING;
+    s->jobs[n] = j;
+    s->plan[n] = &j->sched;
+}
+
+
+int
+serve_job_admitted(struct serve *s, struct job *j)
+{
+    j->state = JOB_RUNNING;
+    j->admitted_us = clock_us();
+    s->counts.prompt_tok += j->sched.n_prompt;
+
+    struct abi_start start = {
+        .n_prompt_tok = j->sched.n_prompt,
+        .queue_us = j->admitted_us - j->came_us
+    };
+
+    int rc = serve_output_frame(&j->outbox, frame_of(j), ABI_START, &start,
+                                sizeof(start), NULL, 0);
+
+    if (rc == 0 && j->prep.request.abi.flags & ABI_FLAG_ECHO) {
+        rc = echo(s, j);
+    }
+
+    serve_prompt_free(&j->prep.prompt);
+
+    if (rc != 0) {
+        refuse(s, j, ABI_E_BUSY, RETRY_AFTER_S, "no memory for the request");
+        return -1;
+    }
+
+    serve_job_flush(s, j);
+
+    return 0;
+}
+
+
+/* Is the frame a terminal one, which costs no credit? */
+static int
+terminal(const struct abi_frame *f)
+{
+    return f->type == ABI_DONE;
+}
+
+
+void
+serve_job_flush(struct serve *s, struct job *j)
+{
+    while (j->n_out < j->outbox.n) {
+        const char      *p = j->outbox.p + j->n_out;
+        struct abi_frame f;
+
+        memcpy(&f, p, sizeof(f));
+
+        uint32_t cost = terminal(&f) ? 0 : ring_cells(f.n_bytes);
+
+        if (cost > j->credits) {
+            j->sched.paused = 1;
+            return;
+        }
+
+        j->credits -= cost;
+        serve_channel_put(j->channel, &f, p + sizeof(f), f.n_bytes, NULL, 0);
+        j->n_out += sizeof(f) + f.n_bytes;
+    }
+
+    buf_reset(&j->outbox);
+    j->n_out = 0;
+    j->sched.paused = 0;
+
+    if (j->state == JOB_FLUSHING) {
+        s->counts.done++;
+        job_free(s, j);
+    }
+}
+
+
+/* All choices are over: DONE, behind whatever waits for credit.  Only that is
+ * kept until then. */
+static int
+finish(struct serve *s, struct job *j)
+{
+    struct abi_usage u = usage_of(j);
+    struct buf       rest = { NULL, 0, 0, 0 };
+
+    if (serve_output_frame(&j->outbox, frame_of(j), ABI_DONE, &u, sizeof(u),
+                           NULL, 0) != 0
+        || buf_add(&rest, j->outbox.p + j->n_out, j->outbox.n - j->n_out) != 0)
+    {
+        buf_free(&rest);
+        return -1;
+    }
+
+    unlist(s, j);
+    free_running(s, j);
+    buf_free(&j->outbox);
+    j->outbox = rest;
+    j->n_out = 0;
+    j->state = JOB_FLUSHING;
+
+    return 0;
+}
+
+
+int
+serve_job_choice_end(struct serve *s, struct job *j, uint32_t i_choice,
+                     enum abi_reason reason, int stopped)
+{
+    struct abi_finish finish_event = {
+        .choice = (uint8_t) i_choice, .reason = (uint8_t) reason
+    };
+
+    int rc = serve_output_end(&j->choices[i_choice].output, stopped);
+
+    rc = rc != 0 ? rc
+         : serve_output_frame(&j->outbox, frame_of(j), ABI_FINISH,
+                              &finish_event, sizeof(finish_event), NULL, 0);
+
+    drop_pages(s, j, i_choice);
+
+    if (rc == 0 && sched_job_open(&j->sched) == 0) {
+        rc = finish(s, j);
+    }
+
+    if (rc != 0) {
+        refuse(s, j, ABI_E_INTERNAL, 0, "no memory for the answer");
+    }
+
+    return rc;
+}

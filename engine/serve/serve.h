@@ -1,0 +1,206 @@
+/*
+ * serve.h - the engine's loop: workers come and go, their requests become
+ * tokens, one step after the other.
+ *
+ * The mental model.  One thread runs everything but the making of prompts
+ * (serve_prep) and the inside of a forward call.  Each turn of the loop:
+ *
+ *   sockets and bells -> frames of all workers -> one step of all jobs
+ *     -> per worker: one publication, at most one bell -> sleep, if idle
+ *
+ * A job is in exactly one of these states, and every one ends in one terminal
+ * event, or in the death of its worker:
+ *
+ *   ASSEMBLING -> PREPARING -> WAITING -> RUNNING -> FLUSHING
+ *
+ * serve/channel.c knows workers, serve/job.c the life of a job, serve/step.c
+ * the model.  What is here is shared by these files and by no others.
+ */
+#ifndef MOE_SERVE_H
+#define MOE_SERVE_H
+
+#include "abi.h"
+#include "kv.h"
+#include "ring.h"
+#include "sampler.h"
+#include "sched.h"
+#include "serve/output.h"
+#include "serve/prep.h"
+
+struct serve_options {
+    int         listen_fd;
+    int         ready_fd;       /* one byte goes there when requests may come;
+                                   -1: nobody waits */
+    const char *name;           /* served model name */
+    int64_t     allow_uid;      /* -1: whoever may connect */
+    uint32_t    max_seqs;
+    uint32_t    max_queue;
+    uint32_t    max_batch_tok;
+    uint64_t    drain_us;       /* what runs may still take after SIGTERM */
+};
+
+enum job_state {
+    JOB_ASSEMBLING,             /* fragments of the request come in */
+    JOB_PREPARING,              /* serve_prep has it */
+    JOB_WAITING,                /* for the scheduler */
+    JOB_RUNNING,
+    JOB_FLUSHING                /* over, but for events without credit */
+};
+
+struct choice {
+    uint32_t       *tokens;     /* (n_prompt + n_new) prompt and output */
+    uint32_t       *pages;      /* (longest) common ones first */
+    uint32_t       *seen;       /* (n_text) see sampler.h; or NULL */
+    uint32_t        n_output;   /* tokens said */
+    struct sampler_params sampler;
+    struct serve_output output;
+};
+
+struct job {
+    struct serve_prep_item prep;        /* first: what serve_prep_take gives */
+    struct sched_job    sched;          /* what the scheduler sees */
+    struct channel     *channel;        /* NULL: nobody waits for it any more */
+    uint16_t            slot;
+    uint8_t             state;          /* enum job_state */
+    uint64_t            gen;
+    uint32_t            credits;        /* cells */
+
+    struct buf          in;             /* the request, until it is prepared */
+    struct arena        arena;          /* from admission to the end */
+    struct choice      *choices;        /* (sched.n_seqs) */
+    struct buf          outbox;         /* frames; see serve/output.h */
+    size_t              n_out;          /* bytes of it in the ring already */
+
+    uint64_t            came_us;
+    uint64_t            admitted_us;
+    uint64_t            first_us;       /* of the first token */
+    uint32_t            n_new;          /* tokens that it may say */
+    uint32_t            n_top;          /* logprobs of a token; 0: none */
+    uint32_t            n_output;       /* of all choices */
+    uint8_t             ignore_eos;
+};
+
+/* Whose segment it is; job = NULL: it has ended meanwhile. */
+struct run {
+    struct job *job;
+    uint32_t    i_choice;
+};
+
+struct slot {
+    struct job *job;
+    uint64_t    gen;            /* of the last use */
+};
+
+struct channel {
+    struct channel     *next;
+    int                 sock;
+    int                 bell;           /* -1: HELLO has not come */
+    uint8_t             dead;           /* to be reaped */
+    uint8_t             more;           /* frames were left in the ring */
+    uint32_t            uid;
+    int                 pid;
+    uint64_t            since_us;
+    struct ring_memory  memory;
+    struct ring_view    view;
+    struct ring_tx      tx;
+    struct ring_rx      rx;
+    struct slot        *slots;          /* (n_slots) */
+    uint32_t            n_slots;
+    uint32_t            window_cells;
+    size_t              n_in_bytes;     /* of requests not yet prepared */
+    uint64_t            n_late;         /* frames of uses that are over */
+};
+
+/* Requests: accepted = done + error + cancelled + lost + open. */
+struct serve_counts {
+    uint64_t    accepted;
+    uint64_t    done;
+    uint64_t    error;
+    uint64_t    cancelled;
+    uint64_t    lost;           /* their worker went away */
+    uint64_t    prompt_tok;
+    uint64_t    output_tok;
+    uint64_t    steps;
+};
+
+struct serve {
+    const struct serve_options *o;
+    const struct serve_model   *model;
+    struct serve_prep   prep;
+    struct sampler      sampler;
+    struct kv          *kv;
+    struct sched_limits limits;
+    double              us_per_tok;     /* of late steps; 0: not known */
+
+    struct job        **jobs;           /* running, then waiting */
+    struct sched_job  **plan;           /* the same, as the scheduler has it */
+    uint32_t            n_running;
+    uint32_t            n_waiting;
+    uint32_t            n_preparing;
+
+    struct model_segment *segments;     /* (max_seqs) of one step */
+    struct run         *runs;           /* (max_seqs) whose they are */
+
+    struct channel     *channels;
+    uint32_t            n_channels;
+    uint8_t             draining;
+    struct serve_counts counts;
+};
+
+/* Serves until SIGTERM, then ends what it has; SIGQUIT: at once.  Returns 0, or
+ * -1 and e. */
+int serve_run(const struct serve_options *o, const struct serve_model *m,
+              struct err *e);
+
+/* serve/channel.c */
+
+/* Takes a connection; it is a channel when its HELLO is good.  -1 and errno:
+ * no descriptors or no memory, and the connection waits on. */
+int serve_channel_accept(struct serve *s, int epoll);
+/* Its socket has something: HELLO, EOF, or what must not be. */
+void serve_channel_socket(struct serve *s, struct channel *c, int epoll);
+/* Takes frames, within a bound. */
+void serve_channel_read(struct serve *s, struct channel *c);
+/* Shows the worker what was written, and how the engine is. */
+void serve_channel_publish(const struct serve *s, struct channel *c);
+/* 1: may sleep, the bell will ring. */
+int serve_channel_sleep(struct channel *c);
+/* Its peer is gone or has broken the contract; reaped by the loop. */
+void serve_channel_fault(struct channel *c, const char *why);
+void serve_channel_free(struct serve *s, struct channel *c);
+/* One frame; what cannot be written is the worker's fault. */
+void serve_channel_put(struct channel *c, const struct abi_frame *f,
+                       const void *a, size_t n_a, const void *b, size_t n_b);
+
+/* serve/job.c */
+
+struct job *serve_job_begin(struct serve *s, struct channel *c, uint16_t slot,
+                            uint64_t gen);
+/* A fragment of the request; the last one starts it. */
+void serve_job_fragment(struct serve *s, struct job *j, const void *p,
+                        size_t n, int more);
+/* serve_prep is done with it: it waits, or is refused. */
+void serve_job_prepared(struct serve *s, struct job *j);
+/* Its first step comes.  0; -1: no memory, it has ended. */
+int serve_job_admitted(struct serve *s, struct job *j);
+/* Moves the outbox into the ring as far as credit goes. */
+void serve_job_flush(struct serve *s, struct job *j);
+/* One choice is over; with the last one the job is FLUSHING.  0; -1: no memory,
+ * it has ended. */
+int serve_job_choice_end(struct serve *s, struct job *j, uint32_t i_choice,
+                         enum abi_reason reason, int stopped);
+void serve_job_cancel(struct serve *s, struct job *j);
+void serve_job_error(struct serve *s, struct job *j,
+                     const struct serve_refusal *why);
+/* Nobody is there to be told. */
+void serve_job_lost(struct serve *s, struct job *j);
+
+/* serve/step.c */
+
+/* Pages, scratch and lists for max_seqs and max_queue. */
+int serve_step_begin(struct serve *s, struct err *e);
+void serve_step_end(struct serve *s);
+/* Runs the model once.  1: something ran; 0: nothing could. */
+int serve_step(struct serve *s);
+
+#endif /* MOE_SERVE_H */

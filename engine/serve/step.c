@@ -1,0 +1,347 @@
+/*
+ * step.c - one step: the scheduler's plan, one forward call, one token
+ * for every sequence that has all of its tokens in the pages.
+ *
+ * Comes in: the jobs.  Goes out: their tokens, as events.  Must not know
+ * workers.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "serve/serve.h"
+
+/* How long a step should take, so that streams go on and cancels are heard:
+ * prompts are cut to that.  Without streams there is less of a hurry. */
+#define STEP_US_DECODING    100000
+#define STEP_US_PROMPTS     400000
+#define STEP_TOK_MIN        32
+#define STEP_TOK_MEASURED   16      /* smaller steps say little about prompts */
+
+
+int
+serve_step_begin(struct serve *s, struct err *e)
+{
+    size_t n_jobs = (size_t) s->o->max_seqs + s->o->max_queue;
+
+    s->kv = kv_create(model_info(s->model->model)->n_pages);
+    s->jobs = calloc(n_jobs, sizeof(*s->jobs));
+    s->plan = calloc(n_jobs, sizeof(*s->plan));
+    s->segments = calloc(s->o->max_seqs, sizeof(*s->segments));
+    s->runs = calloc(s->o->max_seqs, sizeof(*s->runs));
+
+    if (s->kv == NULL || s->jobs == NULL || s->plan == NULL
+        || s->segments == NULL || s->runs == NULL
+        || sampler_init(&s->sampler, s->model->n_text) != 0)
+    {
+        return err_set(e, "no memory for %zu jobs", n_jobs);
+    }
+
+    s->limits.page_tok = MODEL_PAGE_TOK;
+    s->limits.n_pages = kv_pages(s->kv);
+    s->limits.n_seqs = s->o->max_seqs;
+    s->limits.n_batch_tok = s->o->max_batch_tok;
+
+    return 0;
+}
+
+
+void
+serve_step_end(struct serve *s)
+{
+    sampler_free(&s->sampler);
+    free(s->jobs);
+    free(s->plan);
+    free(s->segments);
+    free(s->runs);
+
+    if (s->kv != NULL) {
+        kv_free(s->kv);
+    }
+}
+
+
+static int
+decoding(const struct serve *s)
+{
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        if (s->jobs[i]->first_us != 0 && !s->jobs[i]->sched.paused) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* Tokens of the next step.  The result of a job does not depend on it (D6). */
+static uint32_t
+budget(const struct serve *s)
+{
+    uint32_t least = s->o->max_seqs > STEP_TOK_MIN ? s->o->max_seqs
+                                                   : STEP_TOK_MIN;
+    double   n = s->us_per_tok <= 0 ? 0
+                 : (decoding(s) ? STEP_US_DECODING : STEP_US_PROMPTS)
+                   / s->us_per_tok;
+
+    least = least < s->o->max_batch_tok ? least : s->o->max_batch_tok;
+
+    return n <= least ? least
+           : n < s->o->max_batch_tok ? (uint32_t) n : s->o->max_batch_tok;
+}
+
+
+static void
+measure(struct serve *s, uint32_t n_tok, uint64_t us)
+{
+    if (n_tok >= STEP_TOK_MEASURED) {
+        double now = (double) us / n_tok;
+
+        s->us_per_tok = s->us_per_tok <= 0 ? now
+                        : 0.75 * s->us_per_tok + 0.25 * now;
+    }
+}
+
+
+static void
+take_pages(struct serve *s, struct job *j)
+{
+    for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
+        struct sched_seq *q = &j->sched.seqs[k];
+        uint32_t          has = j->sched.n_common + q->n_held - q->n_take;
+
+        if (q->n_take > 0
+            && kv_take(s->kv, q->n_take, j->choices[k].pages + has) != 0)
+        {
+            assert(0);      /* the plan is within what is free */
+        }
+    }
+}
+
+
+/* Plans the step and admits whom it lets in. */
+static void
+plan(struct serve *s)
+{
+    uint32_t n_old = s->n_running;
+    uint32_t n_waiting = s->n_waiting < s->o->max_seqs ? s->n_waiting
+                                                       : s->o->max_seqs;
+
+    s->limits.n_free = kv_pages_free(s->kv);
+    s->limits.n_batch_tok = budget(s);
+
+    uint32_t n_new = sched_plan(&s->limits, s->plan, n_old, n_waiting);
+
+    s->n_running += n_new;
+    s->n_waiting -= n_new;
+
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        take_pages(s, s->jobs[i]);
+    }
+
+    for (uint32_t i = n_old; i < s->n_running;) {
+        i += serve_job_admitted(s, s->jobs[i]) == 0;
+    }
+}
+
+
+/* The batch; how many segments, and in *n_tok their tokens. */
+static int
+gather(struct serve *s, uint32_t *n_tok)
+{
+    int n = 0;
+
+    *n_tok = 0;
+
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        struct job *j = s->jobs[i];
+
+        for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
+            const struct sched_seq *q = &j->sched.seqs[k];
+
+            if (q->n_run == 0) {
+                continue;
+            }
+
+            s->runs[n] = (struct run) { j, k };
+            s->segments[n++] = (struct model_segment) {
+                .tokens = j->choices[k].tokens + q->n_done,
+                .pages = j->choices[k].pages,
+                .n_tok = (int) q->n_run,
+                .pos = (int) q->n_done,
+                .n_rows = q->n_done + q->n_run == q->n_tok
+            };
+            *n_tok += q->n_run;
+        }
+    }
+
+    return n;
+}
+
+
+/* The prompt is read: the other choices start from its full pages. */
+static void
+fork_choices(struct serve *s, struct job *j)
+{
+    sched_job_fork(&j->sched, &s->limits);
+
+    for (uint32_t k = 1; k < j->sched.n_seqs; k++) {
+        for (uint32_t i = 0; i < j->sched.n_common; i++) {
+            j->choices[k].pages[i] = j->choices[0].pages[i];
+            kv_share(s->kv, j->choices[0].pages[i]);
+        }
+    }
+}
+
+
+static int
+is_eos(const struct serve_model *m, uint32_t token)
+{
+    for (uint32_t i = 0; i < m->n_eos; i++) {
+        if (m->eos[i] == token) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+static int
+fail(struct serve *s, struct job *j, const char *text)
+{
+    struct serve_refusal why = { .code = 0 };
+
+    err_set(serve_refusal_set(&why, ABI_E_INTERNAL, ""), "%s", text);
+    log_line(LOG_LEVEL_ERROR, "a request ended: %s", text);
+    serve_job_error(s, j, &why);
+
+    return -1;
+}
+
+
+/* One more token of one choice.  0; -1: its job is gone, by an error. */
+static int
+say(struct serve *s, struct job *j, uint32_t k, const float *row)
+{
+    struct choice         *c = &j->choices[k];
+    struct sampler_logprob logprobs[1 + ABI_TOP_LOGPROBS_MAX];
+    uint32_t               token, n = 0;
+
+    if (sampler_next(&s->sampler, &c->sampler, c->seen, row, c->n_output,
+                     &token) != 0)
+    {
+        return fail(s, j, "the model's output is not finite");
+    }
+
+    c->tokens[j->sched.seqs[k].n_tok++] = token;
+    c->n_output++;
+    j->n_output++;
+    s->counts.output_tok++;
+
+    if (c->seen != NULL) {
+        c->seen[token]++;
+    }
+
+    if (!j->ignore_eos && is_eos(s->model, token)) {
+        return serve_job_choice_end(s, j, k, ABI_STOP, 0);
+    }
+
+    if (j->n_top > 0) {
+        n = sampler_logprobs(&s->sampler, row, token, j->n_top - 1, logprobs);
+    }
+
+    int rc = serve_output_token(&c->output, token, logprobs, n);
+
+    if (rc < 0) {
+        return fail(s, j, "no memory for the answer");
+    }
+
+    if (rc == 0 && c->n_output < j->n_new) {
+        return 0;
+    }
+
+    return serve_job_choice_end(s, j, k, rc == 1 ? ABI_STOP : ABI_LENGTH, rc);
+}
+
+
+/* The row belongs to this choice; that of a whole prompt to all of them. */
+static int
+say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
+{
+    if (j->first_us != 0) {
+        return say(s, j, k, row);
+    }
+
+    uint32_t n = j->sched.n_seqs;
+
+    j->first_us = clock_us();
+
+    if (n > 1) {
+        fork_choices(s, j);
+    }
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (say(s, j, i, row) != 0) {
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* What the forward call has computed, to events. */
+static void
+answer(struct serve *s, int n_segs, const float *logits)
+{
+    for (int i = 0; i < n_segs; i++) {
+        struct sched_job *q = &s->runs[i].job->sched;
+
+        q->seqs[s->runs[i].i_choice].n_done += (uint32_t) s->segments[i].n_tok;
+    }
+
+    for (int i = 0; i < n_segs; i++) {
+        struct job *j = s->runs[i].job;
+        int         last = i + 1 == n_segs || s->runs[i + 1].job != j;
+        int         gone = 0;
+
+        if (j != NULL && s->segments[i].n_rows > 0) {
+            gone = say_all(s, j, s->runs[i].i_choice, logits) != 0;
+        }
+
+        logits += (size_t) s->segments[i].n_rows * s->model->n_vocab;
+
+        for (int k = i + 1; gone && k < n_segs && s->runs[k].job == j; k++) {
+            s->runs[k].job = NULL;
+        }
+
+        if (j != NULL && last && !gone) {
+            serve_job_flush(s, j);
+        }
+    }
+}
+
+
+int
+serve_step(struct serve *s)
+{
+    uint32_t n_tok;
+
+    plan(s);
+
+    int n = gather(s, &n_tok);
+
+    if (n == 0) {
+        return 0;
+    }
+
+    uint64_t start = clock_us();
+    float   *logits;
+
+    model_forward(s->model->model, s->segments, n, &logits);
+    measure(s, n_tok, clock_us() - start);
+    s->counts.steps++;
+    answer(s, n, logits);
+
+    return 1;
+}

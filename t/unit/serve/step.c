@@ -1,0 +1,565 @@
+/*
+ * Tests of engine/serve/step.c, and of serve/job.c and serve/channel.c under
+ * it: real rings, scheduler and pages around a model whose next token is a hash
+ * of every token that it finds in the pages.  So a token in a wrong page, or a
+ * page given to two, changes the answer.
+ */
+#include "engine/serve/step.c"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define N_VOCAB     1000
+#define N_CTX       400
+#define N_PAGES     24
+#define N_SLOTS     16
+#define N_SEQS      8
+#define TOK_NAN     666         /* a prompt that ends so gives no number */
+
+
+/* -- the model, which is its KV cache ------------------------------------- */
+
+static struct model_info fake_info = {
+    .n_vocab = N_VOCAB, .n_ctx_tok = N_CTX, .n_pages = N_PAGES,
+    .temperature = -1, .top_p = -1, .min_p = -1, .repetition = -1, .top_k = -1
+};
+static uint32_t store[N_PAGES][MODEL_PAGE_TOK];
+static float    rows[N_SEQS][N_VOCAB];
+
+const struct model_info *
+model_info(const struct model *m)
+{
+    (void) m;
+
+    return &fake_info;
+}
+
+
+static uint32_t
+next_of(uint32_t hash)
+{
+    return hash % 600 + 1;      /* never 0, the end of turn, nor TOK_NAN */
+}
+
+
+static uint32_t
+hash_of(uint32_t hash, uint32_t token)
+{
+    return (hash ^ token) * 16777619u + 7;
+}
+
+
+void
+model_forward(struct model *m, const struct model_segment *segs, int n_segs,
+              float **logits)
+{
+    int n_rows = 0;
+
+    (void) m;
+
+    for (int i = 0; i < n_segs; i++) {
+        const struct model_segment *g = &segs[i];
+        uint32_t                    hash = 1, last = 0;
+
+        assert_true(g->n_tok >= 1 && g->pos + g->n_tok <= N_CTX);
+
+        for (int k = 0; k < g->n_tok; k++) {
+            int at = g->pos + k;
+
+            assert_true(g->pages[at / MODEL_PAGE_TOK] < N_PAGES);
+            store[g->pages[at / MODEL_PAGE_TOK]][at % MODEL_PAGE_TOK] =
+                g->tokens[k];
+        }
+
+        for (int at = 0; at < g->pos + g->n_tok; at++) {
+            last = store[g->pages[at / MODEL_PAGE_TOK]][at % MODEL_PAGE_TOK];
+            hash = hash_of(hash, last);
+        }
+
+        if (g->n_rows > 0) {
+            memset(rows[n_rows], 0, sizeof(rows[0]));
+            rows[n_rows++][next_of(hash)] = last == TOK_NAN ? NAN : 50;
+        }
+    }
+
+    *logits = rows[0];
+}
+
+
+/* -- a tokenizer whose tokens are one letter ------------------------------ */
+
+struct slice
+tokenizer_piece(const struct tokenizer *t, uint32_t id)
+{
+    (void) t;
+    (void) id;
+
+    return (struct slice) { "x", 1 };
+}
+
+
+int
+detok_step(struct detok *d, const struct tokenizer *t, uint32_t id,
+           int keep_special, struct buf *out)
+{
+    (void) d;
+    (void) t;
+    (void) keep_special;
+
+    return buf_addc(out, (char) ('a' + id % 26));
+}
+
+
+int
+detok_end(struct detok *d, struct buf *out)
+{
+    (void) d;
+    (void) out;
+
+    return 0;
+}
+
+
+void
+tokens_free(struct tokens *t)
+{
+    free(t->ids);
+    memset(t, 0, sizeof(*t));
+}
+
+
+int
+tokens_add(struct tokens *t, uint32_t id)
+{
+    if (t->n == t->cap) {
+        t->cap = t->cap * 2 + 16;
+        t->ids = realloc(t->ids, t->cap * sizeof(id));
+    }
+
+    t->ids[t->n++] = id;
+
+    return 0;
+}
+
+
+int
+tokenizer_encode(const struct tokenizer *t, const char *text, size_t n,
+                 unsigned flags, struct tokens *out, struct err *e)
+{
+    (void) t;
+    (void) text;
+    (void) n;
+    (void) flags;
+    (void) out;
+
+    return err_set(e, "the test sends ids");
+}
+
+#define NO_STRING(name)                                                     \
+struct slice                                                                \
+name(const struct tokenizer *t)                                             \
+{                                                                           \
+    (void) t;                                                               \
+                                                                            \
+    return (struct slice) { NULL, 0 };                                      \
+}
+
+NO_STRING(tokenizer_bos)
+NO_STRING(tokenizer_eos)
+NO_STRING(tokenizer_pad)
+NO_STRING(tokenizer_unk)
+
+
+/* -- an engine and a worker in one process -------------------------------- */
+
+static struct serve_model fake_model = {
+    .n_ctx_tok = N_CTX, .n_text = N_VOCAB, .n_vocab = N_VOCAB,
+    .piece_bytes = 1, .eos = { 0 }, .n_eos = 1
+};
+static struct serve_options fake_options = {
+    .max_seqs = N_SEQS, .max_queue = 64, .max_batch_tok = 50
+};
+
+struct world {
+    struct serve    s;
+    struct channel *c;
+    struct ring_memory memory;  /* the worker's */
+    struct ring_view   view;
+    struct ring_rx     rx;
+};
+
+static uint64_t rng_state = 99;
+
+static uint32_t
+rng(uint32_t n)
+{
+    rng_state ^= rng_state << 13;
+    rng_state ^= rng_state >> 7;
+    rng_state ^= rng_state << 17;
+
+    return (uint32_t) ((rng_state >> 32) % n);
+}
+
+
+static void
+world_begin(struct world *w)
+{
+    char     text[RING_TEXT];
+    uint64_t n = ring_event_bytes(N_SLOTS, ABI_WINDOW_MIN);
+
+    memset(w, 0, sizeof(*w));
+    w->s.o = &fake_options;
+    w->s.model = &fake_model;
+    assert_int_equal(serve_step_begin(&w->s, NULL), 0);
+    assert_int_equal(serve_prep_start(&w->s.prep, &fake_model, NULL), 0);
+
+    w->c = calloc(1, sizeof(*w->c));
+    w->c->sock = w->c->bell = -1;
+    w->c->slots = calloc(N_SLOTS, sizeof(*w->c->slots));
+    w->c->n_slots = N_SLOTS;
+    w->c->window_cells = ABI_WINDOW_MIN;
+    w->s.channels = w->c;
+    w->s.n_channels = 1;
+
+    assert_int_equal(ring_memory_create(&w->memory, 65536, 1, text), 0);
+    assert_int_equal(ring_memory_create(&w->c->memory, n, 2, text), 0);
+    assert_int_equal(ring_view_open(&w->view, w->c->memory.fd, n, 2, text), 0);
+    assert_int_equal(ring_view_open(&w->c->view, w->memory.fd, 65536, 1, text),
+                     0);
+    ring_tx_init(&w->c->tx, &w->c->memory, &w->c->view);
+    ring_rx_init(&w->c->rx, &w->c->memory, &w->c->view, ABI_FRAME_MAX);
+    ring_rx_init(&w->rx, &w->memory, &w->view, ABI_EVENT_MAX);
+}
+
+
+static void
+world_end(struct world *w)
+{
+    assert_int_equal(w->c->dead, 0);
+    assert_int_equal(kv_pages_free(w->s.kv), N_PAGES);
+    assert_int_equal(w->s.n_running + w->s.n_waiting + w->s.n_preparing, 0);
+    assert_int_equal(w->c->n_in_bytes, 0);
+
+    serve_prep_stop(&w->s.prep);
+    close(w->s.prep.event);
+    w->s.channels = NULL;
+    serve_channel_free(&w->s, w->c);
+    serve_step_end(&w->s);
+    ring_view_close(&w->view);
+    ring_memory_close(&w->memory);
+}
+
+
+/* A request of ids, straight to serve_job. */
+static struct job *
+ask(struct world *w, uint16_t slot, uint64_t gen, const uint32_t *ids,
+    uint32_t n_ids, uint32_t n_new, uint32_t n_choices)
+{
+    struct abi_request r = {
+        .kind = ABI_COMPLETION_IDS, .n_choices = n_choices,
+        .given = ABI_GIVEN_MAX_TOKENS | ABI_GIVEN_TEMPERATURE,
+        .max_tokens = n_new, .n_body = n_ids * 4
+    };
+    char bytes[sizeof(r) + N_CTX * 4 + 8] = { 0 };
+
+    r.n_bytes = (uint32_t) sizeof(r) + ((r.n_body + 7) & ~7u);
+    memcpy(bytes, &r, sizeof(r));
+    memcpy(bytes + sizeof(r), ids, r.n_body);
+
+    struct job *j = serve_job_begin(&w->s, w->c, slot, gen);
+
+    w->c->slots[slot].gen = gen;
+    w->c->slots[slot].job = j;
+    serve_job_fragment(&w->s, j, bytes, r.n_bytes, 0);
+
+    return j;
+}
+
+
+static void
+prepare_all(struct world *w)
+{
+    while (w->s.n_preparing > 0) {
+        struct serve_prep_item *item = serve_prep_take(&w->s.prep);
+
+        if (item == NULL) {
+            nanosleep(&(struct timespec) { 0, 100000 }, NULL);
+            continue;
+        }
+
+        serve_job_prepared(&w->s, (struct job *) (void *) item);
+    }
+}
+
+
+/* -- what a worker sees of its slots -------------------------------------- */
+
+struct seen {
+    uint32_t    prompt[N_CTX];
+    uint32_t    n_prompt;
+    uint32_t    n_new;
+    uint32_t    n_choices;
+    uint32_t    out[ABI_CHOICES_MAX][N_CTX];
+    uint32_t    n_out[ABI_CHOICES_MAX];
+    uint32_t    n_finished;
+    uint64_t    gen;
+    uint8_t     end;            /* type of the terminal event; 0: open */
+    uint32_t    code;           /* of an ERROR */
+    int         stalled;        /* gives no credit */
+    uint32_t    owed;           /* cells not given back */
+};
+
+static struct seen slots[N_SLOTS];
+
+
+static void
+see(struct world *w, const struct abi_frame *f, const char *p)
+{
+    struct seen      *v = &slots[f->slot];
+    struct abi_delta  d;
+    struct abi_error  e;
+    struct job       *j = w->c->slots[f->slot].job;
+
+    assert_int_equal(f->gen, v->gen);
+    assert_int_equal(v->end, 0);
+
+    switch (f->type) {
+    case ABI_DELTA:
+        memcpy(&d, p, sizeof(d));
+        memcpy(v->out[d.choice] + v->n_out[d.choice], p + sizeof(d),
+               d.n_tok * sizeof(uint32_t));
+        v->n_out[d.choice] += d.n_tok;
+        break;
+    case ABI_FINISH:
+        v->n_finished++;
+        break;
+    case ABI_ERROR:
+        memcpy(&e, p, sizeof(e));
+        v->code = e.code;
+        v->end = f->type;
+        break;
+    case ABI_DONE:
+    case ABI_CANCELLED:
+        v->end = f->type;
+        break;
+    default:
+        assert_int_equal(f->type, ABI_START);
+    }
+
+    v->owed += ring_cells(f->n_bytes);
+    assert_true(v->owed <= ABI_WINDOW_MIN + ABI_TERMINAL_CELLS);
+
+    if (!v->stalled && v->end == 0 && j != NULL && j->gen == f->gen) {
+        uint32_t owed = v->owed;
+
+        v->owed = 0;
+        j->credits += owed;
+        assert_true(j->credits <= ABI_WINDOW_MIN);
+    }
+}
+
+
+static void
+see_all(struct world *w)
+{
+    char             payload[ABI_EVENT_MAX];
+    struct abi_frame f;
+    int              rc;
+
+    (void) ring_publish(&w->c->tx);
+
+    while ((rc = ring_get(&w->rx, &f, payload)) == RING_OK) {
+        see(w, &f, payload);
+    }
+
+    assert_int_equal(rc, RING_AGAIN);
+    ring_release(&w->rx);
+
+    /* Credit makes what waits for it move. */
+    for (uint16_t i = 0; i < N_SLOTS; i++) {
+        struct job *j = w->c->slots[i].job;
+
+        if (j != NULL && j->state >= JOB_RUNNING && !slots[i].stalled) {
+            j->credits += slots[i].owed;
+            slots[i].owed = 0;
+            serve_job_flush(&w->s, j);
+        }
+    }
+}
+
+
+/* The answer to a prompt is known without an engine. */
+static void
+check_answer(const struct seen *v)
+{
+    uint32_t hash = 1;
+
+    for (uint32_t i = 0; i < v->n_prompt; i++) {
+        hash = hash_of(hash, v->prompt[i]);
+    }
+
+    for (uint32_t k = 0; k < v->n_choices; k++) {
+        uint32_t h = hash;
+
+        assert_true(v->n_out[k] <= v->n_new);
+        assert_true(v->end != ABI_DONE || v->n_out[k] == v->n_new);
+
+        for (uint32_t i = 0; i < v->n_out[k]; i++) {
+            assert_int_equal(v->out[k][i], next_of(h));
+            h = hash_of(h, v->out[k][i]);
+        }
+    }
+
+    assert_true(v->end != ABI_DONE || v->n_finished == v->n_choices);
+}
+
+
+static void
+ask_at_random(struct world *w, uint16_t slot, uint64_t gen, int nan)
+{
+    struct seen *v = &slots[slot];
+
+    memset(v, 0, sizeof(*v));
+    v->gen = gen;
+    v->n_choices = rng(3) == 0 ? 1 + rng(N_SEQS) : 1;
+    v->n_prompt = 1 + rng(rng(2) ? 200 : 20);
+    v->n_new = 1 + rng(v->n_choices > 1 ? 60 : 150);
+    v->stalled = rng(8) == 0;
+
+    for (uint32_t i = 0; i < v->n_prompt; i++) {
+        v->prompt[i] = 1 + rng(600);
+    }
+
+    if (nan) {
+        v->prompt[v->n_prompt - 1] = TOK_NAN;
+    }
+
+    ask(w, slot, gen, v->prompt, v->n_prompt, v->n_new, v->n_choices);
+}
+
+
+/*
+ * 600 requests in few pages: forks, stalls, cancels and models that fail.  Each
+ * token is the one that its own history asks for; all ends are right; at last
+ * all pages are free.
+ */
+static void
+answers_are_those_of_each_alone(void **state)
+{
+    struct world w;
+    int          nan[N_SLOTS] = { 0 };
+    uint64_t     gen = 0;
+    uint32_t     ends[3] = { 0 }, n_open = 0;
+
+    (void) state;
+
+    world_begin(&w);
+    memset(slots, 0, sizeof(slots));
+
+    while (gen < 600 || n_open > 0) {
+        uint16_t     i = (uint16_t) rng(N_SLOTS);
+        struct seen *v = &slots[i];
+
+        if (v->gen == 0 && gen < 600) {
+            nan[i] = rng(10) == 0;
+            ask_at_random(&w, i, ++gen, nan[i]);
+            n_open++;
+        } else if (v->gen != 0 && w.c->slots[i].job != NULL
+                   && (v->stalled ? rng(20) == 0 : rng(300) == 0))
+        {
+            serve_job_cancel(&w.s, w.c->slots[i].job);
+        }
+
+        prepare_all(&w);
+        serve_step(&w.s);
+        see_all(&w);
+
+        for (i = 0; i < N_SLOTS; i++) {
+            v = &slots[i];
+
+            if (v->gen != 0 && v->end != 0) {
+                check_answer(v);
+                assert_null(w.c->slots[i].job);
+
+                if (v->end == ABI_ERROR) {
+                    assert_true(v->code == ABI_E_CONTEXT
+                                || (nan[i] && v->code == ABI_E_INTERNAL));
+                }
+
+                ends[v->end - ABI_DONE]++;
+                n_open--;
+                v->gen = 0;
+            }
+        }
+    }
+
+    /* All three ends have been seen, or this tests less than it says. */
+    assert_true(ends[0] > 300 && ends[1] > 10 && ends[2] > 10);
+    assert_int_equal(ends[0], w.s.counts.done);
+    assert_int_equal(ends[1], w.s.counts.error);
+    assert_int_equal(ends[2], w.s.counts.cancelled);
+    world_end(&w);
+}
+
+
+/* A request whose logits are not finite ends; the one beside it does not. */
+static void
+nonsense_ends_its_request_alone(void **state)
+{
+    struct world w;
+
+    (void) state;
+
+    world_begin(&w);
+    memset(slots, 0, sizeof(slots));
+
+    for (uint16_t i = 0; i < 2; i++) {
+        struct seen *v = &slots[i];
+
+        v->gen = 1;
+        v->n_choices = 2;
+        v->n_prompt = 70;
+        v->n_new = 20;
+
+        for (uint32_t k = 0; k < v->n_prompt; k++) {
+            v->prompt[k] = k + 1;
+        }
+
+        v->prompt[69] = i == 0 ? TOK_NAN : 5;
+        ask(&w, i, 1, v->prompt, v->n_prompt, v->n_new, v->n_choices);
+    }
+
+    prepare_all(&w);
+
+    while (serve_step(&w.s)) {
+        see_all(&w);
+    }
+
+    see_all(&w);
+    assert_int_equal(slots[0].end, ABI_ERROR);
+    assert_int_equal(slots[0].code, ABI_E_INTERNAL);
+    assert_int_equal(slots[1].end, ABI_DONE);
+    check_answer(&slots[1]);
+    world_end(&w);
+}
+
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(answers_are_those_of_each_alone),
+        cmocka_unit_test(nonsense_ends_its_request_alone),
+    };
+
+    log_max = LOG_LEVEL_ERROR;
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
