@@ -5,6 +5,10 @@
 // What went wrong, in words for the reader.
 export class Problem extends Error {}
 
+function sentence(text) {
+    return /[.!?]$/.test(text) ? text : `${text}.`;
+}
+
 async function problemOf(response) {
     let message = `The server answered with status ${response.status}.`;
     try {
@@ -14,7 +18,8 @@ async function problemOf(response) {
         // Not an answer of ours: a proxy's page, or nothing.
     }
     const wait = Number(response.headers.get('Retry-After'));
-    return new Problem(wait ? `${message} Try again in ${wait} s.` : message);
+    return new Problem(sentence(message)
+                       + (wait ? ` Try again in ${wait} s.` : ''));
 }
 
 async function call(path, options) {
@@ -82,7 +87,7 @@ export async function* chat(request, signal) {
     for await (const data of events(response.body)) {
         if (data === '[DONE]') return;
         const event = JSON.parse(data);
-        if (event.error) throw new Problem(event.error.message);
+        if (event.error) throw new Problem(sentence(event.error.message));
         if (event.usage) yield { usage: event.usage };
         const choice = event.choices && event.choices[0];
         if (!choice) continue;

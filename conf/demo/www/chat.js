@@ -247,10 +247,10 @@ async function answer(turn) {
     const refresh = shower(turn);
     let saved = clock.start;
 
+    saveTurns();
     showPage();
     showTurn(turn);
     toEnd();
-    announce(turn === turns[0] ? 'Asked' : '');
     try {
         for await (const piece of chat(requestFor(turn), mine.signal)) {
             take(turn, piece, clock);
@@ -389,6 +389,8 @@ $('think').addEventListener('change', () => save('think', $('think').checked));
 $('examples').addEventListener('click', (e) => {
     if (e.target.matches('button')) ask(e.target.textContent);
 });
+// A browser may keep a page that was left, and what it loads, for the way back.
+addEventListener('pagehide', () => running?.abort());
 document.addEventListener('keydown', (e) => {
     if (e.key === 'Escape' && running && !$('settings').open) running.abort();
 });
