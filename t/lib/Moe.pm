@@ -17,8 +17,9 @@ package Moe;
 #     while (my $e = $s->event) { ... $e->{json} ... $e->{at} ... }
 #     $moe->done;                             # asserts, and done_testing
 #
-# Environment: BUILD (build), NGINX (nginx), MODEL (conf/demo/model), MOE_KEEP
-# (keep the directory), MOE_LOG (level of error.log; notice).
+# Environment: BUILD (build), NGINX (nginx), MODULE (the one in BUILD), MODEL
+# (conf/demo/model), MOE_KEEP (keep the directory), MOE_LOG (level of error.log;
+# notice).
 # This file must not know what a single test is about.
 
 use strict;
@@ -27,25 +28,18 @@ use warnings;
 use Cwd ();
 use File::Temp ();
 use IO::Socket::INET;
-use POSIX ();
 use Test::More ();
-use Time::HiRes ();
 
 use Moe::Client;
+use parent 'Moe::Process';
+
+*slurp = \&Moe::Process::slurp;
+*children = \&Moe::Process::children;
 
 our $root  = Cwd::abs_path(__FILE__ =~ s{[^/]*$}{../..}r);
 our $build = Cwd::abs_path($ENV{BUILD} // "$root/build") // "$root/build";
 
-my $owner = $$;
 my @alive;                  # every Moe of this process, for END
-
-# A daemon that loses its parent comes to us and not to init, so that an
-# upgraded NGINX is still ours to wait for: prctl(PR_SET_CHILD_SUBREAPER).
-syscall(157, 36, 1, 0, 0, 0) if $^O eq 'linux';
-
-# A test that is interrupted stops what it has started.
-$SIG{INT} = $SIG{TERM} = $SIG{HUP} = sub { exit 1 };
-$SIG{PIPE} = 'IGNORE';
 
 
 sub new {
@@ -53,7 +47,7 @@ sub new {
 
     my $self = bless {
         nginx  => $o{nginx} // $ENV{NGINX} // find('nginx'),
-        module => $o{module} // "$build/ngx_http_moe_module.so",
+        module => $o{module} // $ENV{MODULE} // "$build/ngx_http_moe_module.so",
         allow  => [],       # lines of error.log that the test expects
         ports  => {},
         exits  => {},       # pid => wait status of what has ended
@@ -104,85 +98,6 @@ sub sanitizers {
 }
 
 
-# -- processes -------------------------------------------------------------
-
-# Starts a program with stdout and stderr in DIR/$log; returns its pid.
-sub spawn {
-    my ($self, $log, @cmd) = @_;
-    my $pid = fork // die "fork: $!";
-    if (!$pid) {
-        open STDIN, '<', '/dev/null';
-        open STDOUT, '>>', "$self->{dir}/$log" or POSIX::_exit(126);
-        open STDERR, '>&', \*STDOUT;
-        @ENV{keys %{ $self->{env} }} = values %{ $self->{env} };
-        { no warnings 'exec'; exec { $cmd[0] } @cmd; }
-        POSIX::_exit(127);
-    }
-    return $pid;
-}
-
-# Wait status of a child, or undef while it runs.
-sub ended {
-    my ($self, $pid) = @_;
-    while ((my $p = waitpid -1, POSIX::WNOHANG) > 0) {
-        $self->{exits}{$p} = $?;
-    }
-    return $self->{exits}{$pid};
-}
-
-# Calls the sub until it is true and returns that; dies after a while.
-sub until {
-    my ($self, $what, $sub, $seconds) = @_;
-    my $end = Time::HiRes::time() + ($seconds // 20);
-    my $r;
-    until ($r = $sub->()) {
-        die "$what: not within time\n" . $self->tails
-            if Time::HiRes::time() > $end;
-        Time::HiRes::sleep(0.01);
-    }
-    return $r;
-}
-
-sub await_exit {
-    my ($self, $what, $pid, $seconds) = @_;
-    $self->until("exit of $what", sub { defined $self->ended($pid) }, $seconds);
-    return $self->{exits}{$pid};
-}
-
-sub children {
-    my $pid = shift;
-    return split ' ', slurp("/proc/$pid/task/$pid/children");
-}
-
-sub slurp {
-    my $path = shift;
-    open my $f, '<', $path or return '';
-    local $/;
-    return <$f> // '';
-}
-
-sub write {
-    my ($self, $name, $text) = @_;
-    open my $f, '>', "$self->{dir}/$name" or die "$self->{dir}/$name: $!";
-    print $f $text;
-    close $f or die "$name: $!";
-    return "$self->{dir}/$name";
-}
-
-# Descriptors that a process has open.
-sub fds {
-    my ($self, $pid) = @_;
-    opendir my $d, "/proc/$pid/fd" or return -1;
-    return scalar grep { !/^\./ } readdir $d;
-}
-
-# Resident bytes of a process.
-sub rss {
-    my ($self, $pid) = @_;
-    return slurp("/proc/$pid/status") =~ /VmRSS:\s+(\d+)/ ? $1 * 1024 : 0;
-}
-
-
 # -- engine ----------------------------------------------------------------
 
 sub mock {
@@ -194,6 +109,11 @@ sub mock {
 
 sub model {
     return $ENV{MODEL} ? Cwd::abs_path($ENV{MODEL}) : "$root/conf/demo/model";
+}
+
+# Whether engine() has what it needs.
+sub can_engine {
+    return -x "$build/moe-engine" && -e model() . '/config.json';
 }
 
 # The real one: model => DIR, args => [...].
@@ -371,6 +291,16 @@ sub wait_ready {
     return $self;
 }
 
+# What /health says of the engine and of the worker that answers.
+sub health { return $_[0]->get('/health')->{json} // {} }
+
+# Jobs that are somewhere: in the engine, or a worker waits for their end.
+sub busy {
+    my $h = $_[0]->health;
+    return ($h->{running} // 0) + ($h->{queued} // 0)
+           + ($h->{worker}{open} // 0);
+}
+
 # New workers from the (perhaps changed) configuration; streams live on in the
 # old ones.  Returns when the new ones are there.
 sub reload {
@@ -480,20 +410,11 @@ sub done {
     Test::More::done_testing();
 }
 
-# Whatever way the test ends, nothing that it has started stays behind: all of
-# it is our children, or became so when its parents died.
+# A test that dies shows what the logs say.
 END {
-    if ($$ == $owner) {
-        my $status = $?;
-        if ($status) { Test::More::diag($_->tails) for @alive }
-        for (1 .. 100) {
-            my @left = children($$) or last;
-            kill 'KILL', @left;
-            1 while waitpid(-1, POSIX::WNOHANG) > 0;
-            Time::HiRes::sleep(0.01);
-        }
-        $? = $status;
-    }
+    my $status = $?;
+    if ($status) { Test::More::diag($_->tails) for @alive }
+    $? = $status;
 }
 
 1;
