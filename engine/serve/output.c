@@ -34,6 +34,7 @@ serve_output_free(struct serve_output *o)
 {
     serve_stop_free(&o->stop);
     buf_free(&o->text);
+    buf_free(&o->said);
 }
 
 
@@ -92,44 +93,48 @@ add_logprob(char **p, const struct tokenizer *t,
 }
 
 
-/* One DELTA of at most SERVE_TEXT_MAX bytes of text; it takes the ids and the
- * logprobs that wait along. */
+/* One DELTA of at most SERVE_TEXT_MAX bytes of text; it takes the first n_ids
+ * ids along, and with the last one the logprobs. */
 static int
 delta(struct serve_output *o, enum parse_channel channel, const char *text,
-      size_t n)
+      size_t n, uint16_t n_ids)
 {
+    uint32_t         n_logprobs = n_ids == o->n_ids ? o->n_logprobs : 0;
     char             payload[ABI_EVENT_MAX];
     char            *p = payload;
     struct abi_delta d = {
         .choice = o->choice,
         .channel = channel == PARSE_REASONING ? ABI_REASONING : ABI_CONTENT,
-        .n_tok = o->n_ids,
+        .n_tok = n_ids,
         .n_text = (uint16_t) n,
-        .n_logprobs = o->n_logprobs > 0
+        .n_logprobs = n_logprobs > 0
     };
 
     add_padded(&p, &d, sizeof(d));
-    add_padded(&p, o->ids, o->n_ids * sizeof(o->ids[0]));
+    add_padded(&p, o->ids, n_ids * sizeof(o->ids[0]));
     add_padded(&p, text, n);
 
-    for (uint32_t i = 0; i < o->n_logprobs; i++) {
+    for (uint32_t i = 0; i < n_logprobs; i++) {
         add_logprob(&p, o->tokenizer, &o->logprobs[i],
-                    i == 0 ? o->n_logprobs - 1 : 0);
+                    i == 0 ? n_logprobs - 1 : 0);
     }
 
-    o->n_ids = 0;
-    o->n_logprobs = 0;
+    o->n_ids = (uint16_t) (o->n_ids - n_ids);
+    memmove(o->ids, o->ids + n_ids, o->n_ids * sizeof(o->ids[0]));
+    o->n_logprobs -= n_logprobs;
 
     return serve_output_frame(o->outbox, o->frame, ABI_DELTA, payload,
                               (size_t) (p - payload), NULL, 0);
 }
 
 
-/* Text of one channel, cut between characters where it is long. */
+/* What was gathered goes out, cut between characters where it is long, with
+ * n_ids of the ids. */
 static int
-show(void *ctx, enum parse_channel channel, const char *text, size_t n)
+flush(struct serve_output *o, uint16_t n_ids)
 {
-    struct serve_output *o = ctx;
+    const char *text = o->said.p;
+    size_t      n = o->said.n;
 
     while (n > 0) {
         size_t cut = n < SERVE_TEXT_MAX ? n : SERVE_TEXT_MAX;
@@ -140,22 +145,76 @@ show(void *ctx, enum parse_channel channel, const char *text, size_t n)
 
         assert(cut > 0);    /* detok gives whole characters */
 
-        if (delta(o, channel, text, cut) != 0) {
+        if (delta(o, o->said_channel, text, cut, n_ids) != 0) {
             return -1;
         }
 
+        n_ids = 0;
         text += cut;
         n -= cut;
     }
 
+    buf_reset(&o->said);
+
     return 0;
+}
+
+
+/*
+ * Text comes in pieces where a marker might have begun.  What was held back
+ * from earlier tokens makes a DELTA of its own, so that there is one a token;
+ * the rest is this token's, and one DELTA as long as it is of one channel.
+ */
+static int
+gather(void *ctx, enum parse_channel channel, const char *text, size_t n)
+{
+    struct serve_output *o = ctx;
+
+    if (o->said.n > 0 && channel != o->said_channel
+        && flush(o, o->n_ids) != 0)
+    {
+        return -1;
+    }
+
+    o->said_channel = channel;
+
+    if (o->n_late > 0) {
+        size_t late = n < o->n_late ? n : o->n_late;
+
+        o->n_late = 0;
+
+        if (buf_add(&o->said, text, late) != 0
+            || flush(o, (uint16_t) (o->n_ids - 1)) != 0)
+        {
+            return -1;
+        }
+
+        text += late;
+        n -= late;
+    }
+
+    return buf_add(&o->said, text, n);
+}
+
+
+static int
+show(struct serve_output *o, struct slice text)
+{
+    o->n_late = o->n_ids > 0 ? o->parse.n_held : 0;
+
+    if (text.n > 0 && parse_text(&o->parse, text.p, text.n, gather, o) != 0) {
+        return -1;
+    }
+
+    return flush(o, o->n_ids);
 }
 
 
 int
 serve_output_echo(struct serve_output *o, const char *p, size_t n)
 {
-    return show(o, PARSE_CONTENT, p, n);
+    return gather(o, PARSE_CONTENT, p, n) != 0 ? -1
+                                                 : flush(o, o->n_ids);
 }
 
 
@@ -183,16 +242,14 @@ serve_output_token(struct serve_output *o, uint32_t token,
         stopped = serve_stop_text(&o->stop, o->text.p, o->text.n, &shown);
     }
 
-    if (stopped < 0
-        || (shown.n > 0
-            && parse_text(&o->parse, shown.p, shown.n, show, o) != 0))
-    {
+    if (stopped < 0 || show(o, shown) != 0) {
         return -1;
     }
 
     /* Nothing was shown: the logprobs cannot wait, the ids not for ever. */
     if ((o->n_logprobs > 0 || o->n_ids == SERVE_IDS_MAX)
-        && delta(o, (enum parse_channel) o->parse.channel, NULL, 0) != 0)
+        && delta(o, (enum parse_channel) o->parse.channel, NULL, 0,
+                 o->n_ids) != 0)
     {
         return -1;
     }
@@ -215,21 +272,16 @@ serve_output_end(struct serve_output *o, int stopped)
 
         stopped = serve_stop_text(&o->stop, o->text.p, o->text.n, &shown);
 
-        if (stopped < 0
-            || (shown.n > 0
-                && parse_text(&o->parse, shown.p, shown.n, show, o) != 0))
-        {
+        if (stopped < 0 || show(o, shown) != 0) {
             return -1;
         }
     }
 
-    if (!stopped) {
-        struct slice rest = serve_stop_end(&o->stop);
-
-        if (rest.n > 0 && parse_text(&o->parse, rest.p, rest.n, show, o) != 0) {
-            return -1;
-        }
+    if (!stopped && show(o, serve_stop_end(&o->stop)) != 0) {
+        return -1;
     }
 
-    return parse_end(&o->parse, show, o);
+    o->n_late = 0;
+
+    return parse_end(&o->parse, gather, o) != 0 ? -1 : flush(o, o->n_ids);
 }

@@ -33,6 +33,9 @@ struct serve_output {
     struct serve_stop   stop;
     struct parse        parse;
     struct buf          text;           /* of one token */
+    struct buf          said;           /* of it what is to be shown ... */
+    enum parse_channel  said_channel;   /* ... there */
+    size_t              n_late;         /* bytes to come of earlier tokens */
 
     uint32_t            ids[SERVE_IDS_MAX];
     uint16_t            n_ids;
