@@ -179,11 +179,17 @@ ngx_http_moe_header_filter(ngx_http_request_t *r)
 
     mlcf = ngx_http_get_module_loc_conf(r, ngx_http_moe_module);
 
+    if (mlcf->engine == NULL || mlcf->health || r != r->main) {
+        return ngx_http_next_header_filter(r);
+    }
+
+    if (ngx_http_moe_headers(r) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
     /* All that we write ourselves in such a location has a lower status. */
 
-    if (mlcf->engine == NULL || mlcf->health || r != r->main
-        || r->headers_out.status < 400)
-    {
+    if (r->headers_out.status < 400) {
         return ngx_http_next_header_filter(r);
     }
 
@@ -236,45 +242,26 @@ ngx_http_moe_header_filter(ngx_http_request_t *r)
 static ngx_int_t
 ngx_http_moe_error_headers(ngx_http_request_t *r, ngx_http_moe_error_t *e)
 {
-    u_char           *p;
-    ngx_table_elt_t  *h;
+    u_char     *p;
+    ngx_str_t   value;
 
-    if (e->allow) {
-        h = ngx_list_push(&r->headers_out.headers);
-        if (h == NULL) {
-            return NGX_ERROR;
-        }
-
-        h->hash = 1;
-        ngx_str_set(&h->key, "Allow");
-        h->value.data = (u_char *) e->allow;
-        h->value.len = ngx_strlen(e->allow);
-#if (nginx_version >= 1023000)
-        h->next = NULL;
-#endif
+    if (e->allow && ngx_http_moe_header_lit(r, "Allow", e->allow) != NGX_OK) {
+        return NGX_ERROR;
     }
 
-    if (e->retry_after) {
-        p = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
-        if (p == NULL) {
-            return NGX_ERROR;
-        }
-
-        h = ngx_list_push(&r->headers_out.headers);
-        if (h == NULL) {
-            return NGX_ERROR;
-        }
-
-        h->hash = 1;
-        ngx_str_set(&h->key, "Retry-After");
-        h->value.data = p;
-        h->value.len = (size_t) (ngx_sprintf(p, "%ui", e->retry_after) - p);
-#if (nginx_version >= 1023000)
-        h->next = NULL;
-#endif
+    if (e->retry_after == 0) {
+        return NGX_OK;
     }
 
-    return NGX_OK;
+    p = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    value.data = p;
+    value.len = (size_t) (ngx_sprintf(p, "%ui", e->retry_after) - p);
+
+    return ngx_http_moe_header_add(r, "Retry-After", &value);
 }
 
 

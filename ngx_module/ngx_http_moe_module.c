@@ -4,6 +4,8 @@
  *      moe_engine NAME { socket unix:/path; ... }      http
  *      moe_pass NAME;                                  location
  *      moe_health NAME;                                location
+ *      moe_header_delay TIME;                          http, server, location
+ *      moe_cors on | off | ORIGIN ...;                 http, server, location
  */
 
 #include "ngx_http_moe_module.h"
@@ -94,6 +96,20 @@ static ngx_command_t  ngx_http_moe_commands[] = {
       ngx_http_moe_pass,
       NGX_HTTP_LOC_CONF_OFFSET,
       1,
+      NULL },
+
+    { ngx_string("moe_header_delay"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_moe_loc_conf_t, header_delay),
+      NULL },
+
+    { ngx_string("moe_cors"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_moe_cors,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
       NULL },
 
       ngx_null_command
@@ -419,6 +435,10 @@ ngx_http_moe_preconfiguration(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_moe_postconfiguration(ngx_conf_t *cf)
 {
+    if (ngx_http_moe_headers_init(cf) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
     return ngx_http_moe_error_init(cf);
 }
 
@@ -447,7 +467,17 @@ ngx_http_moe_create_main_conf(ngx_conf_t *cf)
 static void *
 ngx_http_moe_create_loc_conf(ngx_conf_t *cf)
 {
-    return ngx_pcalloc(cf->pool, sizeof(ngx_http_moe_loc_conf_t));
+    ngx_http_moe_loc_conf_t  *mlcf;
+
+    mlcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_moe_loc_conf_t));
+    if (mlcf == NULL) {
+        return NULL;
+    }
+
+    mlcf->header_delay = NGX_CONF_UNSET_MSEC;
+    mlcf->cors = NGX_CONF_UNSET_PTR;
+
+    return mlcf;
 }
 
 
@@ -461,12 +491,19 @@ ngx_http_moe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 
+    ngx_conf_merge_msec_value(conf->header_delay, prev->header_delay, 5000);
+    ngx_conf_merge_ptr_value(conf->cors, prev->cors, NULL);
+
     if (conf->name.data == NULL) {
 
         /* "if" and "limit_except" are part of their location. */
 
         if (clcf->noname && prev->engine) {
-            *conf = *prev;
+            conf->name = prev->name;
+            conf->file = prev->file;
+            conf->line = prev->line;
+            conf->health = prev->health;
+            conf->engine = prev->engine;
 
             if (clcf->lmt_excpt && clcf->handler == NULL) {
                 clcf->handler = conf->health ? ngx_http_moe_health_handler

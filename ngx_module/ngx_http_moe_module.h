@@ -74,6 +74,8 @@ typedef struct {
     ngx_uint_t                 line;
     unsigned                   health:1;
     ngx_http_moe_engine_t     *engine;          /* NULL: not ours */
+    ngx_msec_t                 header_delay;    /* until it is committed */
+    ngx_array_t               *cors;            /* origins; NULL: off */
 } ngx_http_moe_loc_conf_t;
 
 
@@ -269,6 +271,7 @@ struct ngx_http_moe_ctx_s {
     uint32_t                   n_cells;         /* whose bytes have not left */
     ngx_uint_t                 n_tok_unsent;    /* tokens in them */
 
+    ngx_msec_t                 header_delay;
     ngx_msec_t                 submitted;
     ngx_msec_t                 started;
     ngx_msec_t                 first_token;
@@ -318,6 +321,17 @@ ngx_int_t ngx_http_moe_error(ngx_http_moe_ctx_t *ctx, ngx_uint_t status,
 void ngx_http_moe_error_json(ngx_http_moe_text_t *text,
     const ngx_http_moe_error_t *e);
 ngx_int_t ngx_http_moe_error_init(ngx_conf_t *cf);
+
+/* headers.c */
+ngx_int_t ngx_http_moe_header_add(ngx_http_request_t *r, const char *key,
+    ngx_str_t *value);
+ngx_int_t ngx_http_moe_header_lit(ngx_http_request_t *r, const char *key,
+    const char *value);
+ngx_str_t *ngx_http_moe_header_in(ngx_http_request_t *r, const char *key);
+ngx_str_t *ngx_http_moe_request_id(ngx_http_request_t *r);
+ngx_int_t ngx_http_moe_headers(ngx_http_request_t *r);
+char *ngx_http_moe_cors(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+ngx_int_t ngx_http_moe_headers_init(ngx_conf_t *cf);
 
 /* params.c */
 #define NGX_HTTP_MOE_CHAT         0x01

@@ -13,17 +13,20 @@
 
 #include "ngx_http_moe_module.h"
 
+#include <netinet/tcp.h>
+
 
 static void ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx);
-static ngx_int_t ngx_http_moe_stream_push_header(ngx_http_request_t *r,
-    const char *key, const char *value);
+static void ngx_http_moe_stream_user_timeout(ngx_connection_t *c,
+    ngx_msec_t timeout);
 static ngx_int_t ngx_http_moe_stream_chain(ngx_http_moe_ctx_t *ctx,
     ngx_chain_t **out);
 static void ngx_http_moe_stream_send(ngx_http_moe_ctx_t *ctx,
     ngx_chain_t *out);
 static void ngx_http_moe_stream_whole(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_sent(ngx_http_moe_ctx_t *ctx);
+static ngx_uint_t ngx_http_moe_stream_hold(ngx_http_moe_ctx_t *ctx);
 static ngx_uint_t ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx,
     ngx_int_t rc);
@@ -31,6 +34,7 @@ static void ngx_http_moe_stream_write_handler(ngx_http_request_t *r);
 static void ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx);
 static ngx_msec_int_t ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx,
     const char **what);
+static ngx_uint_t ngx_http_moe_stream_ping(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx,
     const char *what);
 
@@ -38,11 +42,12 @@ static void ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx,
 ngx_int_t
 ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
 {
-    ngx_uint_t              i;
-    ngx_pool_t             *pool;
-    ngx_connection_t       *c;
-    ngx_http_request_t     *r;
-    ngx_http_moe_choice_t  *choice;
+    ngx_uint_t                i;
+    ngx_pool_t               *pool;
+    ngx_connection_t         *c;
+    ngx_http_request_t       *r;
+    ngx_http_moe_choice_t    *choice;
+    ngx_http_moe_loc_conf_t  *mlcf;
 
     r = ctx->request;
     c = r->connection;
@@ -64,7 +69,10 @@ ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
         choice->offsets.pool = pool;
     }
 
+    mlcf = ngx_http_get_module_loc_conf(r, ngx_http_moe_module);
+
     ctx->submit = 1;
+    ctx->header_delay = mlcf->header_delay;
     ctx->created = ngx_time();
     ctx->submitted = ngx_current_msec;
     ctx->last_event = ngx_current_msec;
@@ -309,6 +317,12 @@ ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx)
     }
 
     if (!ctx->header_sent) {
+
+        if (ngx_http_moe_stream_hold(ctx)) {
+            ngx_http_moe_stream_sent(ctx);
+            return;
+        }
+
         rc = ngx_http_moe_stream_header(ctx);
 
         if (rc != NGX_OK || r->header_only) {
@@ -323,6 +337,18 @@ ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx)
     }
 
     ngx_http_moe_stream_send(ctx, out);
+}
+
+
+/* Nothing is to be said yet, and until the header has gone error_page or
+ * another engine may still take the request. */
+
+static ngx_uint_t
+ngx_http_moe_stream_hold(ngx_http_moe_ctx_t *ctx)
+{
+    return ctx->end == NGX_HTTP_MOE_NO_END
+           && ngx_http_moe_text_len(&ctx->out) == 0
+           && ngx_current_msec - ctx->submitted < ctx->header_delay;
 }
 
 
@@ -346,30 +372,6 @@ ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx)
 
 
 static ngx_int_t
-ngx_http_moe_stream_push_header(ngx_http_request_t *r, const char *key,
-    const char *value)
-{
-    ngx_table_elt_t  *h;
-
-    h = ngx_list_push(&r->headers_out.headers);
-    if (h == NULL) {
-        return NGX_ERROR;
-    }
-
-    h->hash = 1;
-    h->key.data = (u_char *) key;
-    h->key.len = ngx_strlen(key);
-    h->value.data = (u_char *) value;
-    h->value.len = ngx_strlen(value);
-#if (nginx_version >= 1023000)
-    h->next = NULL;
-#endif
-
-    return NGX_OK;
-}
-
-
-static ngx_int_t
 ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
 {
     ngx_int_t                  rc;
@@ -388,10 +390,9 @@ ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
 
     /* The last one is for proxies before us: NGINX is one that obeys it. */
 
-    if (ngx_http_moe_stream_push_header(r, "Cache-Control",
-                                        "no-cache, no-transform") != NGX_OK
-        || ngx_http_moe_stream_push_header(r, "X-Accel-Buffering", "no")
-           != NGX_OK)
+    if (ngx_http_moe_header_lit(r, "Cache-Control", "no-cache, no-transform")
+        != NGX_OK
+        || ngx_http_moe_header_lit(r, "X-Accel-Buffering", "no") != NGX_OK)
     {
         return NGX_ERROR;
     }
@@ -412,7 +413,42 @@ ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
         return NGX_ERROR;
     }
 
+    ngx_http_moe_stream_user_timeout(c, clcf->send_timeout);
+
+    /* From now on there are pings. */
+
+    ngx_http_moe_stream_arm(ctx);
+
     return NGX_OK;
+}
+
+
+/*
+ * A client that vanished without a word leaves its socket's buffer to fill,
+ * which takes minutes at a few hundred bytes a token, and send_timeout begins
+ * only then: the kernel is to notice that nothing is acknowledged.  Where it
+ * cannot be set the stream is no worse off.
+ */
+
+static void
+ngx_http_moe_stream_user_timeout(ngx_connection_t *c, ngx_msec_t timeout)
+{
+    unsigned int  ms;
+
+    if (c->sockaddr == NULL || c->sockaddr->sa_family == AF_UNIX
+        || c->type != SOCK_STREAM)
+    {
+        return;
+    }
+
+    ms = (unsigned int) timeout;
+
+    if (setsockopt(c->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
+        == -1)
+    {
+        ngx_log_error(NGX_LOG_INFO, c->log, ngx_socket_errno,
+                      "setsockopt(TCP_USER_TIMEOUT) failed");
+    }
 }
 
 
@@ -718,7 +754,12 @@ ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx)
     left = ngx_http_moe_stream_limit(ctx, &what);
     ping = ctx->engine->ping;
 
-    if (ping && ctx->params.stream) {
+    if (ctx->params.stream && !ctx->header_sent) {
+        quiet = (ngx_msec_int_t) (ctx->submitted + ctx->header_delay
+                                  - ngx_current_msec);
+        left = ngx_min(left, quiet);
+
+    } else if (ping && ctx->params.stream) {
         quiet = (ngx_msec_int_t) (ctx->last_byte + ping - ngx_current_msec);
 
         if (quiet <= 0) {
@@ -736,7 +777,6 @@ void
 ngx_http_moe_stream_timer(ngx_event_t *ev)
 {
     const char          *what;
-    ngx_msec_t           ping;
     ngx_connection_t    *c;
     ngx_http_request_t  *r;
     ngx_http_moe_ctx_t  *ctx;
@@ -744,7 +784,6 @@ ngx_http_moe_stream_timer(ngx_event_t *ev)
     ctx = ev->data;
     r = ctx->request;
     c = r->connection;
-    ping = ctx->engine->ping;
 
     ngx_http_set_log_request(c->log, r);
 
@@ -756,13 +795,34 @@ ngx_http_moe_stream_timer(ngx_event_t *ev)
 
     ngx_http_moe_stream_arm(ctx);
 
-    if (ping && ctx->header_sent && ctx->busy == NULL && !c->buffered
-        && (ngx_msec_int_t) (ngx_current_msec - ctx->last_byte - ping) >= 0)
-    {
+    if (ngx_http_moe_stream_ping(ctx)) {
         ngx_http_moe_text_lit(&ctx->out, ": ping\n\n");
         ngx_http_moe_stream_flush(ctx);
         ngx_http_run_posted_requests(c);
     }
+}
+
+
+/* Whether the client has heard nothing for so long that it should be told that
+ * somebody is there; the first time that commits the header. */
+
+static ngx_uint_t
+ngx_http_moe_stream_ping(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_msec_t  ping;
+
+    if (!ctx->params.stream) {
+        return 0;
+    }
+
+    if (!ctx->header_sent) {
+        return !ngx_http_moe_stream_hold(ctx);
+    }
+
+    ping = ctx->engine->ping;
+
+    return ping && ctx->busy == NULL && !ctx->request->connection->buffered
+           && (ngx_msec_int_t) (ngx_current_msec - ctx->last_byte - ping) >= 0;
 }
 
 

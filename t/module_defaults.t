@@ -1,0 +1,202 @@
+# What holds with no directive set, and the two directives beside the defaults:
+# moe_cors and moe_header_delay; errors in OpenAI's form, whoever makes them.
+
+use strict;
+use warnings;
+
+use JSON::PP ();
+use Test::More;
+
+use Moe;
+
+my $true = JSON::PP::true;
+
+sub chat {
+    my ($script, %more) = @_;
+    return ('/v1/chat/completions', { stream => $true, %more, messages =>
+            [{ role => 'user', content => "mock $script" }] });
+}
+
+my $moe = Moe->new;
+
+sub conf_error {
+    my ($like, $name, %o) = @_;
+    my ($ok, $said) = $moe->test_conf(%o);
+    ok !$ok && $said =~ $like, "refused: $name" or diag $said;
+}
+
+conf_error(qr/"moe_cors" directive is duplicate/, 'moe_cors twice',
+           location => 'moe_cors on; moe_cors off;');
+conf_error(qr/invalid origin "example.org"/, 'an origin without a scheme',
+           location => 'moe_cors example.org;');
+conf_error(qr/invalid origin "https:\/\/a\/"/, 'an origin with a path',
+           location => 'moe_cors https://a/;');
+conf_error(qr/"moe_header_delay" directive invalid value/, 'a delay',
+           location => 'moe_header_delay x;');
+
+$moe->mock;
+$moe->nginx(engine => 'ping 50ms; queue_timeout 700ms;', server => <<'CONF',
+    location /cors/ { moe_pass main; moe_cors on; }
+    location /mine/ {
+        moe_pass main;
+        moe_cors https://a.example http://localhost:3000;
+        auth_basic x;
+        auth_basic_user_file none;
+    }
+    location /soon/ { moe_pass main; moe_header_delay 100ms; }
+    location /other/ {
+        moe_pass main;
+        moe_header_delay 10s;
+        error_page 503 =200 @other;
+    }
+    location @other { return 200 elsewhere; }
+    location /one/ { moe_pass main; limit_req zone=one; limit_req_status 429; }
+    location /denied/ { moe_pass main; deny all; }
+    client_header_buffer_size 1k;
+    large_client_header_buffers 2 1k;
+CONF
+    http => 'limit_req_zone $server_addr zone=one:32k rate=1r/m;');
+$moe->wait_ready;
+my ($worker) = $moe->workers;
+
+
+# -- errors ----------------------------------------------------------------
+
+sub error_of {
+    my ($r, $status, $type, $name) = @_;
+    is $r->{status}, $status, "$name: $status";
+    is $r->{headers}{'content-type'}, 'application/json', "$name: JSON";
+    is $r->{json}{error}{type} // $r->{body}, $type, "$name: $type";
+}
+
+error_of($moe->get('/v1/nothing'), 404, 'invalid_request_error', 'no endpoint');
+error_of($moe->get('/v1/chat/completions'), 405, 'invalid_request_error',
+         'a wrong method');
+error_of($moe->post('/v1/chat/completions', '{'), 400, 'invalid_request_error',
+         'broken JSON');
+$moe->post('/one/chat/completions', (chat('tokens=1'))[1]);
+error_of($moe->post('/one/chat/completions', '{}'), 429, 'rate_limit_error',
+         'limit_req');
+error_of($moe->get('/denied/models'), 403, 'permission_error', 'deny');
+
+my $c = $moe->client;
+$c->{method} = 'POST';
+$c->send("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+         . "Content-Length: 33554433\r\n\r\n");
+error_of($c->response, 413, 'invalid_request_error', 'over 32 MiB');
+$c = $moe->client;
+$c->{method} = 'POST';
+$c->send("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+         . "Transfer-Encoding: chunked\r\n\r\nx\r\n");
+error_of($c->response, 400, 'invalid_request_error', 'broken chunks');
+
+
+# -- request id ------------------------------------------------------------
+
+my $r;
+is $moe->stream(chat('tokens=1'), 'X-Request-ID' => 'abc-123')
+       ->{headers}{'x-request-id'}, 'abc-123',
+   "the client's request id comes back";
+like $moe->stream(chat('tokens=1'))->{headers}{'x-request-id'},
+     qr/^chatcmpl-[0-9a-f]{32}$/, 'or one is made';
+like $moe->stream(chat('tokens=1'), 'X-Request-ID' => "a b")
+         ->{headers}{'x-request-id'}, qr/^chatcmpl-/,
+     'also where the client had none that can be sent';
+
+
+# -- CORS ------------------------------------------------------------------
+
+my @ask = ('Access-Control-Request-Method' => 'POST',
+           'Access-Control-Request-Headers' => 'authorization,x-stainless-os');
+
+sub preflight {
+    my ($where, $origin) = @_;
+    return $moe->client->request('OPTIONS', "/$where/chat/completions", undef,
+                                 Origin => $origin, @ask)->response;
+}
+
+$r = preflight('cors', 'https://a.example');
+is $r->{status}, 204, 'preflight: 204';
+is $r->{headers}{'access-control-allow-origin'}, '*', 'for any origin';
+is $r->{headers}{'access-control-allow-headers'},
+   'authorization,x-stainless-os', 'with the headers that were asked for';
+like $r->{headers}{'access-control-allow-methods'}, qr/POST/, 'and POST';
+$c = $moe->stream('/cors/chat/completions', (chat('tokens=1'))[1],
+                  Origin => 'https://a.example');
+is $c->{headers}{'access-control-allow-origin'}, '*', 'a stream';
+like $c->{headers}{'access-control-expose-headers'}, qr/Retry-After/,
+     'shows its headers';
+$r = $moe->post('/cors/chat/completions', '{', Origin => 'https://a.example');
+is $r->{status}, 400, 'an error';
+is $r->{headers}{'access-control-allow-origin'}, '*', 'has it too';
+$r = $moe->get('/cors/models');
+ok !exists $r->{headers}{'access-control-allow-origin'},
+   'nothing for who has no Origin';
+
+$r = preflight('mine', 'https://a.example');
+is $r->{status}, 204, 'a preflight is not asked for a password';
+is $r->{headers}{'access-control-allow-origin'}, 'https://a.example',
+   'a listed origin';
+is $r->{headers}{vary}, 'Origin', 'with Vary';
+is $r->{headers}{'access-control-allow-credentials'}, 'true',
+   'and credentials';
+$r = $moe->get('/mine/models', Origin => 'http://localhost:3000');
+is $r->{status}, 401, 'the request itself is';
+is $r->{headers}{'access-control-allow-origin'}, 'http://localhost:3000',
+   'and the page may read that';
+$r = preflight('mine', 'https://evil.example');
+ok !exists $r->{headers}{'access-control-allow-origin'}, 'another origin';
+$r = preflight('v1', 'https://a.example');
+is $r->{status}, 405, 'without moe_cors a preflight is nothing special';
+ok !exists $r->{headers}{'access-control-allow-origin'}, 'and gets nothing';
+
+
+# -- moe_header_delay ------------------------------------------------------
+
+# Nothing for 400 ms: the header and pings come all the same.
+$r = $moe->stream('/soon/chat/completions',
+                  (chat('tokens=1 prefill_ms=400'))[1])->collect;
+is $r->{content}, 'w0 ', 'a long prefill';
+cmp_ok $r->{n_comments}, '>', 1, 'is bridged by pings';
+ok defined $r->{events}[0]{comment}, 'which come first';
+
+# After the header an error is an event, before it a status, or error_page's.
+$c = $moe->stream('/soon/chat/completions', (chat('prefill_ms=60000'))[1]);
+is $c->{status}, 200, 'the header has gone';
+$r = $c->collect;
+is $r->{error}{code}, 'queue_timeout', 'so the error is an event';
+ok $r->{done}, 'and [DONE]';
+$r = $moe->post(chat('prefill_ms=60000'));
+is $r->{status}, 503, 'the header was held back: 503';
+$r = $moe->post('/other/chat/completions', (chat('prefill_ms=60000'))[1]);
+is $r->{body}, 'elsewhere', 'and error_page can take it';
+
+
+# -- TCP -------------------------------------------------------------------
+
+SKIP: {
+    my $strace = Moe::find('strace') or skip 'no strace', 3;
+    my $file = "$moe->{dir}/strace";
+    my $pid = $moe->spawn('strace.out', $strace, '-p', $worker, '-o', $file,
+                          '-e', 'trace=setsockopt,close,getsockname');
+    my $attached = eval {
+        $moe->until('strace', sub {
+            $moe->get('/health');
+            die 'gone' if defined $moe->ended($pid);
+            -s $file;
+        });
+    } or skip 'strace cannot attach', 3;
+    my $c = $moe->stream(chat('tokens=3'));
+    is $c->collect->{n_events}, 3, 'a stream on a new connection';
+    kill 'INT', $pid;
+    $moe->await_exit('strace', $pid);
+    my $log = Moe::slurp($file);
+    like $log, qr/TCP_NODELAY, \[1\]/, 'TCP_NODELAY is set';
+    like $log, qr/TCP_USER_TIMEOUT, \[60000\]/, 'and TCP_USER_TIMEOUT';
+}
+
+$moe->allow_log(qr/client intended to send too large (?:chunked )?body/,
+                qr/limiting requests/, qr/access forbidden/,
+                qr/client sent invalid chunked body/, qr/no user\/password/,
+                qr/open\(\).*none/);
+$moe->done;
