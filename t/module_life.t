@@ -196,8 +196,11 @@ for (1 .. 5) {
     push @status, map { $moe->post(whole('tokens=1'))->{status} } 1 .. 20;
 }
 is scalar(grep { $_ != 200 } @status), 0, '100 requests during 5 reloads';
-# One of the old ones may still have taken the next request.
-$moe->until('end of the old workers', sub { 1 == (my @w = $moe->workers) });
+# One that is about to leave may still take a request: after this one, none.
+$moe->reload;
+$moe->until('end of the old workers', sub {
+    1 == (my @w = Moe::children($moe->{master}))
+});
 
 
 # -- engines that leave ----------------------------------------------------
