@@ -106,9 +106,9 @@ $(MODULE): $(MODULE_SRC) | build-deps
 
 
 # What Debian has to bring; installed when something is missing.
-BUILD_PKGS = gcc libc6-dev libjansson-dev libpcre2-dev nginx nginx-dev dpkg-dev
+BUILD_PKGS = gcc libc6-dev curl libjansson-dev libpcre2-dev nginx nginx-dev dpkg-dev
 # Node.js from elsewhere conflicts with Debian's npm: taken as it is.
-TEST_PKGS  = libcmocka-dev perl curl spin python3-venv chromium chromium-driver \
+TEST_PKGS  = libcmocka-dev perl spin python3-venv chromium chromium-driver \
              procps $(if $(shell command -v npm),,nodejs npm)
 missing = $(shell for p in $(1); do \
             dpkg-query -W -f='$${Status}' $$p 2>/dev/null \

@@ -40,6 +40,7 @@ sub new {
         'goog:chromeOptions' => {
             binary => $chrome,
             args => [qw(--headless=new --no-sandbox --disable-gpu
+                        --remote-debugging-pipe
                         --no-first-run --disable-background-networking
                         --disable-component-update --disable-sync
                         --disable-dev-shm-usage),
