@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 
 /* Fewer multiplications than this are done before another thread has woken. */
-#define WORK_MIN        (32 * 1024)
+#define WORK_MIN        (256 * 1024)
 
 
 void

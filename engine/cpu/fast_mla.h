@@ -30,7 +30,7 @@ kv_load(const uint8_t *row, uint32_t i, enum dtype t)
 }
 
 
-/* p(h, j) = q(h) . kv(j) for H heads and J keys. */
+/* p(h, j) = q(h) . kv(j) for H heads and J keys, 4 or 1. */
 INLINE void
 mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
          uint32_t row, uint32_t j, enum dtype t, int H, int J)
@@ -66,9 +66,11 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
 
 #pragma GCC unroll 4
     for (int h = 0; h < H; h++) {
-#pragma GCC unroll 4
-        for (int k = 0; k < J; k++) {
-            s->p[h][j + (uint32_t) k] = vec_sum(sum[h][k]);
+        if (J == 4) {
+            vec_sum4(&s->p[h][j], sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+
+        } else {
+            s->p[h][j] = vec_sum(sum[h][0]);
         }
     }
 }
@@ -234,27 +236,29 @@ mla_heads(const struct mla *a, uint32_t tok, uint32_t pos,
 }
 
 
+/* H heads at a time; what the compiler gets are four constants. */
+INLINE uint32_t
+mla_groups(const struct mla *a, uint32_t tok, uint32_t pos,
+           const uint32_t *pages, uint32_t head, uint32_t end, int H)
+{
+    for ( ; head + (uint32_t) H <= end; head += (uint32_t) H) {
+        if (a->kv->dtype == DTYPE_BF16) {
+            mla_heads(a, tok, pos, pages, head, DTYPE_BF16, H);
+
+        } else {
+            mla_heads(a, tok, pos, pages, head, DTYPE_F32, H);
+        }
+    }
+
+    return head;
+}
+
+
 static void
 fast_mla(const struct mla *a, uint32_t tok, uint32_t pos,
          const uint32_t *pages, uint32_t head0, uint32_t head1)
 {
-    int bf16 = a->kv->dtype == DTYPE_BF16;
-
-    for ( ; head0 + MLA_HEADS <= head1; head0 += MLA_HEADS) {
-        if (bf16) {
-            mla_heads(a, tok, pos, pages, head0, DTYPE_BF16, MLA_HEADS);
-
-        } else {
-            mla_heads(a, tok, pos, pages, head0, DTYPE_F32, MLA_HEADS);
-        }
-    }
-
-    for ( ; head0 < head1; head0++) {
-        if (bf16) {
-            mla_heads(a, tok, pos, pages, head0, DTYPE_BF16, 1);
-
-        } else {
-            mla_heads(a, tok, pos, pages, head0, DTYPE_F32, 1);
-        }
-    }
+    head0 = mla_groups(a, tok, pos, pages, head0, head1, MLA_HEADS);
+    head0 = mla_groups(a, tok, pos, pages, head0, head1, 2);
+    mla_groups(a, tok, pos, pages, head0, head1, 1);
 }

@@ -77,6 +77,15 @@ static inline float vec_sum(vec v)
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
 }
 
+/* The sums of the lanes of four vectors, to four floats. */
+static inline void vec_sum4(float *to, vec a, vec b, vec c, vec d)
+{
+    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(s),
+                                 _mm256_extractf128_ps(s, 1)));
+}
+
 static inline float vec_largest(vec v)
 {
     __m128 a = _mm_max_ps(_mm256_castps256_ps128(v),

@@ -63,6 +63,23 @@ static inline void vec_load_pairs(const uint8_t *p, vec *even, vec *odd)
 
 /* Always in the same order: ((l0 + l8) + (l4 + l12)) ... */
 static inline float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
+
+/* The sums of the lanes of four vectors, to four floats. */
+static inline void vec_sum4(float *to, vec a, vec b, vec c, vec d)
+{
+    __m256 x[4] = {
+        _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)),
+        _mm256_add_ps(_mm512_castps512_ps256(b), _mm512_extractf32x8_ps(b, 1)),
+        _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1)),
+        _mm256_add_ps(_mm512_castps512_ps256(d), _mm512_extractf32x8_ps(d, 1))
+    };
+    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]),
+                              _mm256_hadd_ps(x[2], x[3]));
+
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(s),
+                                 _mm256_extractf128_ps(s, 1)));
+}
+
 static inline float vec_largest(vec v) { return _mm512_reduce_max_ps(v); }
 
 /* 2^n for a whole number n in -126 .. 127 */
