@@ -1,0 +1,161 @@
+/*
+ * model.c - tokens a second of the model alone, without server or sampler:
+ * reading a prompt of 512 tokens, and decoding 1, 4 and 16 sequences together,
+ * each behind 256 tokens.  Of MODEL (the demo model, if not given), and of
+ * published shapes with random weights, which cost the same as true ones.
+ *
+ * SECONDS bounds each run, THREADS, QUANT and BACKEND are the engine's options,
+ * SHAPE runs only the shape of that name.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/model/model.h"
+
+#define MAX_SEQS    16
+#define PROMPT      512
+#define SEQ_PAGES   (1024 / MODEL_PAGE_TOK)
+
+static uint32_t pages[MAX_SEQS][SEQ_PAGES];
+static uint32_t tokens[MAX_SEQS][PROMPT];
+static double   seconds = 3;
+
+
+static void
+line(const char *shape, const char *name, double value, const char *unit)
+{
+    printf("bench %s.%s %.5g %s\n", shape, name, value, unit);
+    fflush(stdout);
+}
+
+
+/* n sequences, each with `pos` tokens already, a token a step. */
+static double
+decode(struct model *m, int n, int pos)
+{
+    struct model_segment segs[MAX_SEQS];
+    float               *logits;
+    uint64_t             start = clock_us(), now;
+    int                  steps = 0;
+
+    do {
+        for (int i = 0; i < n; i++) {
+            segs[i] = (struct model_segment) {
+                &tokens[i][steps % PROMPT], pages[i], 1, pos + steps % 256, 1
+            };
+        }
+
+        model_forward(m, segs, n, &logits);
+        steps++;
+        now = clock_us();
+    } while ((double) (now - start) < seconds * 1e6);
+
+    return (double) n * steps / ((double) (now - start) / 1e6);
+}
+
+
+static double
+prefill(struct model *m)
+{
+    struct model_segment seg = { tokens[0], pages[0], PROMPT, 0, 1 };
+    float               *logits;
+    uint64_t             start = clock_us(), now;
+    int                  runs = 0;
+
+    do {
+        model_forward(m, &seg, 1, &logits);
+        runs++;
+        now = clock_us();
+    } while ((double) (now - start) < seconds * 1e6);
+
+    return (double) PROMPT * runs / ((double) (now - start) / 1e6);
+}
+
+
+/* A directory without weights gets random ones. */
+static struct model *
+load(const char *dir)
+{
+    struct err  e = { "" };
+    const char *threads = getenv("THREADS");
+    char        one[4096], many[4096];
+
+    snprintf(one, sizeof(one), "%s/model.safetensors", dir);
+    snprintf(many, sizeof(many), "%s/model.safetensors.index.json", dir);
+
+    struct model_options o = {
+        .dir = dir, .quant = getenv("QUANT"), .backend = getenv("BACKEND"),
+        .n_threads = threads != NULL ? (int) strtol(threads, NULL, 10) : 0,
+        .max_batch_tok = PROMPT, .max_batch_rows = MAX_SEQS,
+        .random_seed = access(one, R_OK) == 0 || access(many, R_OK) == 0
+                       ? -1 : 1,
+        .max_seqs = MAX_SEQS
+    };
+    struct model *m = model_load(&o, &e);
+
+    if (m == NULL) {
+        fprintf(stderr, "bench: %s\n", e.text);
+        exit(1);
+    }
+
+    fprintf(stderr, "# %s: %s\n", dir, model_info(m)->plan);
+
+    return m;
+}
+
+
+static void
+measure(const char *shape, const char *dir)
+{
+    struct model            *m = load(dir);
+    const struct model_info *info = model_info(m);
+
+    for (uint32_t i = 0; i < MAX_SEQS; i++) {
+        for (uint32_t p = 0; p < SEQ_PAGES; p++) {
+            pages[i][p] = i * SEQ_PAGES + p;
+        }
+
+        for (uint32_t t = 0; t < PROMPT; t++) {
+            tokens[i][t] = (t * 2654435761u + i * 40503u) % info->n_vocab;
+        }
+    }
+
+    line(shape, "prefill_512", prefill(m), "tok/s");
+
+    double one = decode(m, 1, 256);
+
+    line(shape, "decode_1", one, "tok/s");
+    line(shape, "decode_1_weights",
+         one * (double) info->active_weight_bytes / 1e9, "GB/s");
+    line(shape, "decode_4", decode(m, 4, 256), "tok/s");
+    line(shape, "decode_16", decode(m, 16, 256), "tok/s");
+    model_free(m);
+}
+
+
+int
+main(void)
+{
+    const char *only = getenv("SHAPE"), *demo = getenv("MODEL");
+    const struct {
+        const char *name;
+        const char *dir;
+    } shapes[] = {
+        { "model", demo && *demo ? demo : "conf/demo/model" },
+        { "openseek_small", "t/data/configs/openseek-small" }
+    };
+
+    if (getenv("SECONDS") != NULL) {
+        seconds = strtod(getenv("SECONDS"), NULL);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(shapes); i++) {
+        if (only == NULL || strcmp(only, shapes[i].name) == 0) {
+            measure(shapes[i].name, shapes[i].dir);
+        }
+    }
+
+    return 0;
+}
