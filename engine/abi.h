@@ -43,7 +43,8 @@
 #define ABI_MINOR           0       /* the smaller of both is spoken */
 
 /* Feature bits: both sides send theirs, the AND of them is used. */
-#define ABI_FEATURES        0ULL
+#define ABI_FEATURE_RESUME  0x1ULL  /* engine: honours n_resumes */
+#define ABI_FEATURES        ABI_FEATURE_RESUME
 
 #define ABI_PAGE_BYTES      4096    /* header page; the ring starts behind it */
 #define ABI_CELL_BYTES      64      /* frames start on and fill whole cells */
@@ -200,12 +201,18 @@ struct abi_credit {
  *   body            n_body bytes, padded to 8
  *   biases          n_biases  * struct abi_bias
  *   stops           n_stops   * (uint32_t n; bytes, padded to 4)
+ *   resumes         n_resumes * (struct abi_resume; n_tok * uint32_t)
  *
  * `body` of a CHAT is a JSON object of the template's variables: "messages"
  * (content always a string or null) and, where the request had them, "tools",
  * "documents" and the members of "chat_template_kwargs", flattened; of a
  * COMPLETION it is the prompt as UTF-8 text, of a COMPLETION_IDS the prompt as
  * uint32_t token ids.
+ *
+ * A request that another engine has answered in part goes on where that one
+ * was lost (D5): each choice says which tokens it had and how many bytes of
+ * text.  Those are read like a prompt, and events tell only what follows them.
+ * A seed is given then, lest the rest be of another mind.
  *
  * A parameter whose bit is not in `given` takes the model's default
  * (generation_config.json), then OpenAI's.
@@ -250,6 +257,13 @@ struct abi_request {
     uint32_t    n_body;         /* bytes */
     uint32_t    n_biases;
     uint32_t    n_stops;
+    uint32_t    n_resumes;      /* 0 or n_choices */
+};
+
+struct abi_resume {
+    uint32_t    n_tok;          /* ids that DELTAs have brought */
+    uint32_t    n_text;         /* bytes of text, of both channels */
+    uint32_t    reason;         /* enum abi_reason; 0: not finished */
     uint32_t    zero;
 };
 
@@ -344,6 +358,7 @@ static_assert(sizeof(struct abi_frame) == 16, "abi_frame");
 static_assert(sizeof(struct abi_credit) == 8, "abi_credit");
 static_assert(sizeof(struct abi_request) == 80, "abi_request");
 static_assert(sizeof(struct abi_bias) == 8, "abi_bias");
+static_assert(sizeof(struct abi_resume) == 16, "abi_resume");
 static_assert(sizeof(struct abi_start) == 16, "abi_start");
 static_assert(sizeof(struct abi_delta) == 8, "abi_delta");
 static_assert(sizeof(struct abi_logprob) == 12, "abi_logprob");

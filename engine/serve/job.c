@@ -378,6 +378,21 @@ plan_begin(const struct serve *s, struct job *j, struct plan *p)
 }
 
 
+/* Its tokens stand ready behind the prompt: see replay() in step.c. */
+static void
+choice_resume(struct choice *c, size_t n_prompt, const struct serve_resume *r)
+{
+    c->n_resume = r->abi.n_tok;
+    c->reason = r->abi.reason;
+    c->output.n_skip_tok = r->abi.n_tok;
+    c->output.n_skip_text = r->abi.n_text;
+
+    if (r->abi.n_tok > 0) {
+        memcpy(c->tokens + n_prompt, r->ids, r->abi.n_tok * sizeof(uint32_t));
+    }
+}
+
+
 static int
 choice_begin(const struct serve *s, struct job *j, uint32_t i,
              const struct plan *p)
@@ -411,6 +426,7 @@ choice_begin(const struct serve *s, struct job *j, uint32_t i,
     }
 
     memcpy(c->tokens, prompt->ids, prompt->n * sizeof(*c->tokens));
+    choice_resume(c, prompt->n, &j->prep.request.resumes[i]);
 
     if (!sampler_wants_seen(&c->sampler)) {
         return 0;
@@ -494,6 +510,15 @@ enqueue(struct serve *s, struct job *j)
 
     j->n_new = r->given & ABI_GIVEN_MAX_TOKENS && r->max_tokens < room
                ? r->max_tokens : room;
+
+    for (uint32_t i = 0; i < r->n_resumes; i++) {
+        if (j->prep.request.resumes[i].abi.n_tok > j->n_new) {
+            return err_set(serve_refusal_set(&j->prep.refusal, ABI_E_CONTEXT,
+                                             ""),
+                           "%u tokens to go on from, but %u are the most",
+                           j->prep.request.resumes[i].abi.n_tok, j->n_new);
+        }
+    }
 
     uint64_t n_pages = sched_job_begin(&j->sched, &s->limits, n_prompt,
                                        j->n_new, r->n_choices);

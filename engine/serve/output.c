@@ -93,12 +93,34 @@ add_logprob(char **p, const struct tokenizer *t,
 }
 
 
+static void
+drop_ids(struct serve_output *o, uint16_t n)
+{
+    o->n_ids = (uint16_t) (o->n_ids - n);
+    memmove(o->ids, o->ids + n, o->n_ids * sizeof(o->ids[0]));
+}
+
+
 /* One DELTA of at most SERVE_TEXT_MAX bytes of text; it takes the first n_ids
- * ids along, and with the last one the logprobs. */
+ * ids along, and with the last one the logprobs.  What is known is left out. */
 static int
 delta(struct serve_output *o, enum parse_channel channel, const char *text,
       size_t n, uint16_t n_ids)
 {
+    uint16_t skip_ids = n_ids < o->n_skip_tok ? n_ids
+                                              : (uint16_t) o->n_skip_tok;
+    size_t   skip = n < o->n_skip_text ? n : o->n_skip_text;
+
+    o->n_skip_tok -= skip_ids;
+    o->n_skip_text -= skip;
+    n_ids = (uint16_t) (n_ids - skip_ids);
+    n -= skip;
+    drop_ids(o, skip_ids);
+
+    if (skip_ids + skip > 0 && n_ids == 0 && n == 0) {
+        return 0;
+    }
+
     uint32_t         n_logprobs = n_ids == o->n_ids ? o->n_logprobs : 0;
     char             payload[ABI_EVENT_MAX];
     char            *p = payload;
@@ -112,15 +134,14 @@ delta(struct serve_output *o, enum parse_channel channel, const char *text,
 
     add_padded(&p, &d, sizeof(d));
     add_padded(&p, o->ids, n_ids * sizeof(o->ids[0]));
-    add_padded(&p, text, n);
+    add_padded(&p, text + skip, n);
 
     for (uint32_t i = 0; i < n_logprobs; i++) {
         add_logprob(&p, o->tokenizer, &o->logprobs[i],
                     i == 0 ? n_logprobs - 1 : 0);
     }
 
-    o->n_ids = (uint16_t) (o->n_ids - n_ids);
-    memmove(o->ids, o->ids + n_ids, o->n_ids * sizeof(o->ids[0]));
+    drop_ids(o, n_ids);
     o->n_logprobs -= n_logprobs;
 
     return serve_output_frame(o->outbox, o->frame, ABI_DELTA, payload,

@@ -36,6 +36,8 @@ struct serve_output {
     struct buf          said;           /* of it what is to be shown ... */
     enum parse_channel  said_channel;   /* ... there */
     size_t              n_late;         /* bytes to come of earlier tokens */
+    uint32_t            n_skip_tok;     /* known already: not to be sent */
+    size_t              n_skip_text;    /* bytes of them */
 
     uint32_t            ids[SERVE_IDS_MAX];
     uint16_t            n_ids;

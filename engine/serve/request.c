@@ -200,6 +200,60 @@ take_stops(struct serve_request *r, struct slice *s, struct serve_refusal *why)
 
 
 static int
+check_ids(const char *p, size_t n, uint32_t n_vocab, struct serve_refusal *why)
+{
+    for (size_t i = 0; i < n; i += sizeof(uint32_t)) {
+        uint32_t id;
+
+        memcpy(&id, p + i, sizeof(id));
+
+        if (id >= n_vocab) {
+            return err_set(serve_refusal_set(why, ABI_E_INVALID, "prompt"),
+                           "prompt: token %u is not in the vocabulary of %u",
+                           id, n_vocab);
+        }
+    }
+
+    return 0;
+}
+
+
+static int
+take_resumes(struct serve_request *r, struct slice *s, uint32_t n_vocab,
+             struct serve_refusal *why)
+{
+    if (r->abi.n_resumes != 0 && r->abi.n_resumes != r->abi.n_choices) {
+        return broken(why, "resumes");
+    }
+
+    for (uint32_t i = 0; i < r->abi.n_resumes; i++) {
+        struct serve_resume *q = &r->resumes[i];
+        const char          *p = take(s, sizeof(q->abi), 4);
+
+        if (p == NULL) {
+            return broken(why, "resumes are cut off");
+        }
+
+        memcpy(&q->abi, p, sizeof(q->abi));
+
+        size_t n = (size_t) q->abi.n_tok * sizeof(uint32_t);
+
+        q->ids = take(s, n, 4);
+
+        if (q->ids == NULL || q->abi.reason > ABI_LENGTH || q->abi.zero != 0) {
+            return broken(why, "resumes");
+        }
+
+        if (check_ids(q->ids, n, n_vocab, why) != 0) {
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+static int
 check_kind(const struct serve_request *r, uint32_t n_vocab,
            struct serve_refusal *why)
 {
@@ -218,19 +272,7 @@ check_kind(const struct serve_request *r, uint32_t n_vocab,
             return broken(why, "ids are cut off");
         }
 
-        for (size_t i = 0; i < r->body.n; i += sizeof(uint32_t)) {
-            uint32_t id;
-
-            memcpy(&id, r->body.p + i, sizeof(id));
-
-            if (id >= n_vocab) {
-                return err_set(serve_refusal_set(why, ABI_E_INVALID, "prompt"),
-                               "prompt: token %u is not in the vocabulary of "
-                               "%u", id, n_vocab);
-            }
-        }
-
-        return 0;
+        return check_ids(r->body.p, r->body.n, n_vocab, why);
 
     default:
         return broken(why, "unknown kind");
@@ -253,7 +295,7 @@ serve_request_parse(const char *p, size_t n, uint32_t n_vocab,
 
     memcpy(&r->abi, take(&s, sizeof(r->abi), 8), sizeof(r->abi));
 
-    if (r->abi.n_bytes != n || r->abi.zero != 0
+    if (r->abi.n_bytes != n
         || (r->abi.given & ~(uint32_t) ABI_GIVEN_ALL) != 0
         || (r->abi.flags & ~(uint32_t) ABI_FLAG_ALL) != 0)
     {
@@ -273,7 +315,9 @@ serve_request_parse(const char *p, size_t n, uint32_t n_vocab,
         return broken(why, "body is cut off");
     }
 
-    if (check_biases(r, n_vocab, why) != 0 || take_stops(r, &s, why) != 0) {
+    if (check_biases(r, n_vocab, why) != 0 || take_stops(r, &s, why) != 0
+        || take_resumes(r, &s, n_vocab, why) != 0)
+    {
         return -1;
     }
 

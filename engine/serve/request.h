@@ -25,11 +25,18 @@ struct serve_refusal {
 struct err *serve_refusal_set(struct serve_refusal *why, uint32_t code,
                               const char *param);
 
+/* What an engine before this one has said of a choice. */
+struct serve_resume {
+    struct abi_resume   abi;
+    const char         *ids;    /* abi.n_tok * uint32_t, unaligned */
+};
+
 struct serve_request {
     struct abi_request  abi;    /* ungiven parameters are not yet defaulted */
     struct slice        body;   /* this and below: borrowed from the bytes */
     const char         *biases; /* abi.n_biases * struct abi_bias, unaligned */
     struct slice        stops[ABI_STOPS_MAX];
+    struct serve_resume resumes[ABI_CHOICES_MAX];   /* zeros: from the start */
 };
 
 /* 0; -1: why. */

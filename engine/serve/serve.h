@@ -52,6 +52,8 @@ struct choice {
     uint32_t       *pages;      /* (longest) common ones first */
     uint32_t       *seen;       /* (n_text) see sampler.h; or NULL */
     uint32_t        n_output;   /* tokens said */
+    uint32_t        n_resume;   /* tokens that another engine has said */
+    uint32_t        reason;     /* ... and why it then ended; or 0 */
     struct sampler_params sampler;
     struct serve_output output;
 };

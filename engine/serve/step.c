@@ -264,6 +264,44 @@ say(struct serve *s, struct job *j, uint32_t k, const float *row)
 }
 
 
+/* The tokens that another engine has said: said again, but not sent, since the
+ * output leaves out what is known.  They are then missing in the pages, like
+ * a prompt's.  0; -1: the job is gone. */
+static int
+replay(struct serve *s, struct job *j, uint32_t k)
+{
+    struct choice *c = &j->choices[k];
+
+    while (c->n_output < c->n_resume) {
+        uint32_t token = c->tokens[j->sched.seqs[k].n_tok++];
+
+        c->n_output++;
+        j->n_output++;
+
+        if (c->seen != NULL) {
+            c->seen[token]++;
+        }
+
+        int rc = serve_output_token(&c->output, token, NULL, 0);
+
+        if (rc < 0) {
+            return fail(s, j, "no memory for the answer");
+        }
+
+        if (rc == 1) {
+            return serve_job_choice_end(s, j, k, ABI_STOP, 1);
+        }
+    }
+
+    if (c->reason != 0) {
+        return serve_job_choice_end(s, j, k, c->reason, 0);
+    }
+
+    return c->n_output < j->n_new ? 0
+           : serve_job_choice_end(s, j, k, ABI_LENGTH, 0);
+}
+
+
 /* The row belongs to this choice; that of a whole prompt to all of them. */
 static int
 say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
@@ -281,7 +319,9 @@ say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
     }
 
     for (uint32_t i = 0; i < n; i++) {
-        if (say(s, j, i, row) != 0) {
+        int known = j->choices[i].n_resume > 0 || j->choices[i].reason != 0;
+
+        if ((known ? replay(s, j, i) : say(s, j, i, row)) != 0) {
             return -1;
         }
     }

@@ -173,7 +173,8 @@ every_range(void **state)
         { "", OFF(n_stops), 0, 16, 0 },
         { "", OFF(n_body), 0, 4294967295.0, 0 },
         { "", OFF(n_body), 0, 4294967288.0, 0 },
-        { "", OFF(zero), 0, 1, 0 },
+        { "", OFF(n_resumes), 0, 1, 0 },
+        { "", OFF(n_resumes), 0, 2, 0 },
     };
 
     (void) state;
@@ -281,6 +282,60 @@ ids_are_in_the_vocabulary(void **state)
 }
 
 
+/* A request that goes on: what each choice has said, and every way to say it
+ * wrongly. */
+static void
+resumes(void **state)
+{
+    static const struct { size_t at; uint32_t v; const char *param; } bad[] = {
+        { 0, 3, "" },               /* more ids than there are */
+        { 0, UINT32_MAX, "" },
+        { 8, ABI_LENGTH + 1, "" },
+        { 12, 1, "" },
+        { 20, N_VOCAB, "prompt" },
+    };
+    struct abi_resume    resume = { .n_tok = 2, .n_text = 5,
+                                    .reason = ABI_STOP };
+    uint32_t             ids[2] = { 3, N_VOCAB - 1 }, got;
+    char                 bytes[256];
+    struct abi_request   r;
+    struct serve_request q;
+    struct serve_refusal why;
+    size_t               at = good(bytes);
+
+    (void) state;
+
+    memcpy(bytes + at, &resume, sizeof(resume));
+    memcpy(bytes + at + sizeof(resume), ids, sizeof(ids));
+    memcpy(&r, bytes, sizeof(r));
+    r.n_resumes = 1;
+    r.n_bytes = (uint32_t) (at + sizeof(resume) + sizeof(ids));
+    memcpy(bytes, &r, sizeof(r));
+
+    assert_int_equal(serve_request_parse(bytes, r.n_bytes, N_VOCAB, &q, &why),
+                     0);
+    assert_int_equal(q.resumes[0].abi.n_tok, 2);
+    assert_int_equal(q.resumes[0].abi.n_text, 5);
+    assert_int_equal(q.resumes[0].abi.reason, ABI_STOP);
+    memcpy(&got, q.resumes[0].ids + 4, sizeof(got));
+    assert_int_equal(got, N_VOCAB - 1);
+
+    for (size_t i = 0; i < BASE_COUNT(bad); i++) {
+        char copy[256];
+
+        memcpy(copy, bytes, sizeof(copy));
+        memcpy(copy + at + bad[i].at, &bad[i].v, 4);
+        assert_int_equal(parse(copy, r.n_bytes, &why), -1);
+        assert_string_equal(why.param, bad[i].param);
+    }
+
+    for (uint32_t n = (uint32_t) at; n < r.n_bytes; n++) {
+        memcpy(bytes, &n, sizeof(n));
+        assert_int_equal(parse(bytes, n, &why), -1);
+    }
+}
+
+
 int
 main(void)
 {
@@ -291,6 +346,7 @@ main(void)
         cmocka_unit_test(ungiven_is_ignored),
         cmocka_unit_test(biases_and_stops),
         cmocka_unit_test(ids_are_in_the_vocabulary),
+        cmocka_unit_test(resumes),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

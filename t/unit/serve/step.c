@@ -271,21 +271,55 @@ world_end(struct world *w)
 }
 
 
-/* A request of ids, straight to serve_job. */
-static struct job *
-ask(struct world *w, uint16_t slot, uint64_t gen, const uint32_t *ids,
-    uint32_t n_ids, uint32_t n_new, uint32_t n_choices)
-{
-    struct abi_request r = {
-        .kind = ABI_COMPLETION_IDS, .n_choices = n_choices,
-        .given = ABI_GIVEN_MAX_TOKENS | ABI_GIVEN_TEMPERATURE,
-        .max_tokens = n_new, .n_body = n_ids * 4
-    };
-    char bytes[sizeof(r) + N_CTX * 4 + 8] = { 0 };
+/* -- what a worker sees of its slots -------------------------------------- */
 
+struct seen {
+    uint32_t    prompt[N_CTX];
+    uint32_t    n_prompt;
+    uint32_t    n_new;
+    uint32_t    n_choices;
+    uint32_t    out[ABI_CHOICES_MAX][N_CTX];
+    uint32_t    n_out[ABI_CHOICES_MAX];
+    uint32_t    n_text[ABI_CHOICES_MAX];
+    uint32_t    reason[ABI_CHOICES_MAX];
+    uint32_t    n_finished;
+    uint64_t    gen;
+    uint8_t     end;            /* type of the terminal event; 0: open */
+    uint8_t     resumed;
+    uint32_t    code;           /* of an ERROR */
+    int         stalled;        /* gives no credit */
+    uint32_t    owed;           /* cells not given back */
+};
+
+static struct seen slots[N_SLOTS];
+
+
+/* A request of ids, straight to serve_job; with what it was told before. */
+static struct job *
+ask(struct world *w, uint16_t slot, uint64_t gen)
+{
+    const struct seen *v = &slots[slot];
+    uint32_t           n_resumes = v->resumed ? v->n_choices : 0;
+    struct abi_request r = {
+        .kind = ABI_COMPLETION_IDS, .n_choices = v->n_choices,
+        .given = ABI_GIVEN_MAX_TOKENS | ABI_GIVEN_TEMPERATURE,
+        .max_tokens = v->n_new, .n_body = v->n_prompt * 4,
+        .n_resumes = n_resumes
+    };
+    static char bytes[sizeof(r) + (1 + ABI_CHOICES_MAX) * (N_CTX * 4 + 24)];
+
+    memcpy(bytes + sizeof(r), v->prompt, r.n_body);
     r.n_bytes = (uint32_t) sizeof(r) + ((r.n_body + 7) & ~7u);
+
+    for (uint32_t k = 0; k < n_resumes; k++) {
+        struct abi_resume q = { v->n_out[k], v->n_text[k], v->reason[k], 0 };
+
+        memcpy(bytes + r.n_bytes, &q, sizeof(q));
+        memcpy(bytes + r.n_bytes + sizeof(q), v->out[k], q.n_tok * 4);
+        r.n_bytes += (uint32_t) sizeof(q) + q.n_tok * 4;
+    }
+
     memcpy(bytes, &r, sizeof(r));
-    memcpy(bytes + sizeof(r), ids, r.n_body);
 
     struct job *j = serve_job_begin(&w->s, w->c, slot, gen);
 
@@ -313,32 +347,13 @@ prepare_all(struct world *w)
 }
 
 
-/* -- what a worker sees of its slots -------------------------------------- */
-
-struct seen {
-    uint32_t    prompt[N_CTX];
-    uint32_t    n_prompt;
-    uint32_t    n_new;
-    uint32_t    n_choices;
-    uint32_t    out[ABI_CHOICES_MAX][N_CTX];
-    uint32_t    n_out[ABI_CHOICES_MAX];
-    uint32_t    n_finished;
-    uint64_t    gen;
-    uint8_t     end;            /* type of the terminal event; 0: open */
-    uint32_t    code;           /* of an ERROR */
-    int         stalled;        /* gives no credit */
-    uint32_t    owed;           /* cells not given back */
-};
-
-static struct seen slots[N_SLOTS];
-
-
 static void
 see(struct world *w, const struct abi_frame *f, const char *p)
 {
     struct seen      *v = &slots[f->slot];
     struct abi_delta  d;
     struct abi_error  e;
+    struct abi_finish finish;
     struct job       *j = w->c->slots[f->slot].job;
 
     assert_int_equal(f->gen, v->gen);
@@ -350,9 +365,15 @@ see(struct world *w, const struct abi_frame *f, const char *p)
         memcpy(v->out[d.choice] + v->n_out[d.choice], p + sizeof(d),
                d.n_tok * sizeof(uint32_t));
         v->n_out[d.choice] += d.n_tok;
+        v->n_text[d.choice] += d.n_text;
         break;
     case ABI_FINISH:
-        v->n_finished++;
+        memcpy(&finish, p, sizeof(finish));
+        assert_true(v->reason[finish.choice] == 0
+                    || (v->resumed
+                        && v->reason[finish.choice] == finish.reason));
+        v->n_finished += v->reason[finish.choice] == 0;
+        v->reason[finish.choice] = finish.reason;
         break;
     case ABI_ERROR:
         memcpy(&e, p, sizeof(e));
@@ -424,6 +445,7 @@ check_answer(const struct seen *v)
 
         assert_true(v->n_out[k] <= v->n_new);
         assert_true(v->end != ABI_DONE || v->n_out[k] == v->n_new);
+        assert_int_equal(v->n_text[k], v->n_out[k]);
 
         for (uint32_t i = 0; i < v->n_out[k]; i++) {
             assert_int_equal(v->out[k][i], next_of(h));
@@ -455,14 +477,30 @@ ask_at_random(struct world *w, uint16_t slot, uint64_t gen, int nan)
         v->prompt[v->n_prompt - 1] = TOK_NAN;
     }
 
-    ask(w, slot, gen, v->prompt, v->n_prompt, v->n_new, v->n_choices);
+    ask(w, slot, gen);
+}
+
+
+/* The request goes on as if its engine had been lost. */
+static void
+ask_again(struct world *w, uint16_t slot, uint64_t gen)
+{
+    struct seen *v = &slots[slot];
+
+    v->gen = gen;
+    v->end = 0;
+    v->owed = 0;
+    v->stalled = 0;
+    v->resumed = 1;
+
+    ask(w, slot, gen);
 }
 
 
 /*
- * 600 requests in few pages: forks, stalls, cancels and models that fail.  Each
- * token is the one that its own history asks for; all ends are right; at last
- * all pages are free.
+ * 900 requests in few pages: forks, stalls, cancels, those that go on after
+ * one, and models that fail.  Each token is the one that its own history asks
+ * for; all ends are right; at last all pages are free.
  */
 static void
 answers_are_those_of_each_alone(void **state)
@@ -470,7 +508,7 @@ answers_are_those_of_each_alone(void **state)
     struct world w;
     int          nan[N_SLOTS] = { 0 };
     uint64_t     gen = 0;
-    uint32_t     ends[3] = { 0 }, n_open = 0, n_nan = 0;
+    uint32_t     ends[3] = { 0 }, n_open = 0, n_nan = 0, n_again = 0;
 
     (void) state;
 
@@ -478,16 +516,16 @@ answers_are_those_of_each_alone(void **state)
     memset(slots, 0, sizeof(slots));
     n_logged = 0;
 
-    while (gen < 600 || n_open > 0) {
+    while (gen < 900 || n_open > 0) {
         uint16_t     i = (uint16_t) rng(N_SLOTS);
         struct seen *v = &slots[i];
 
-        if (v->gen == 0 && gen < 600) {
+        if (v->gen == 0 && gen < 900) {
             nan[i] = rng(10) == 0;
             ask_at_random(&w, i, ++gen, nan[i]);
             n_open++;
         } else if (v->gen != 0 && w.c->slots[i].job != NULL
-                   && (v->stalled ? rng(20) == 0 : rng(300) == 0))
+                   && rng(30) == 0)
         {
             serve_job_cancel(&w.s, w.c->slots[i].job);
         }
@@ -510,6 +548,13 @@ answers_are_those_of_each_alone(void **state)
                 }
 
                 ends[v->end - ABI_DONE]++;
+
+                if (v->end == ABI_CANCELLED && rng(2) == 0) {
+                    n_again += v->n_out[0] > 0;
+                    ask_again(&w, i, ++gen);
+                    continue;
+                }
+
                 n_open--;
                 v->gen = 0;
             }
@@ -518,6 +563,7 @@ answers_are_those_of_each_alone(void **state)
 
     /* All three ends have been seen, or this tests less than it says. */
     assert_true(ends[0] > 300 && ends[1] > 10 && ends[2] > 10);
+    assert_true(n_again > 20);
     assert_int_equal(n_nan, n_logged);
     assert_int_equal(ends[0], w.s.counts.done);
     assert_int_equal(ends[1], w.s.counts.error);
@@ -550,7 +596,7 @@ nonsense_ends_its_request_alone(void **state)
         }
 
         v->prompt[69] = i == 0 ? TOK_NAN : 5;
-        ask(&w, i, 1, v->prompt, v->n_prompt, v->n_new, v->n_choices);
+        ask(&w, i, 1);
     }
 
     prepare_all(&w);
