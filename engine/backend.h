@@ -186,8 +186,9 @@ struct backend_ops {
     /* Bytes that can be had, by what the system says now. */
     uint64_t (*room)(struct backend *b);
 
-    /* Copies to the backend's memory. */
+    /* Copies to the backend's memory, and from it. */
     void     (*put)(struct backend *b, void *to, const void *from, size_t n);
+    void     (*get)(struct backend *b, void *to, const void *from, size_t n);
 
     /* Bytes of one matrix of w, a multiple of 64. */
     size_t   (*weight_bytes)(const struct weight *w);
@@ -256,7 +257,13 @@ struct backend {
 };
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",
- * "cpu:avx512"; n_threads 0 = one per core.  NULL: e. */
+ * "cpu:avx512"; "cuda"; "auto": cuda where there is one, else cpu.  n_threads
+ * 0 = one per core.  NULL: e. */
 struct backend *backend_open(const char *name, int n_threads, struct err *e);
+
+/* What backend_open() chooses among: cpu/cpu.c, and cuda/backend.cu if it was
+ * built. */
+struct backend *cpu_open(const char *name, int n_threads, struct err *e);
+struct backend *cuda_open(const char *name, int n_threads, struct err *e);
 
 #endif /* MOE_BACKEND_H */

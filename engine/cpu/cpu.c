@@ -109,6 +109,14 @@ op_put(struct backend *b, void *to, const void *from, size_t n)
 }
 
 
+static void
+op_get(struct backend *b, void *to, const void *from, size_t n)
+{
+    (void) b;
+    memcpy(to, from, n);
+}
+
+
 static size_t
 op_weight_bytes(const struct weight *w)
 {
@@ -511,7 +519,7 @@ op_close(struct backend *b)
 
 
 static const struct backend_ops ops = {
-    op_close, op_alloc, op_free, op_room, op_put, op_weight_bytes,
+    op_close, op_alloc, op_free, op_room, op_put, op_get, op_weight_bytes,
     op_weight_put, op_each, op_begin, op_embed, op_rmsnorm, op_linear,
     op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route, cpu_moe,
     op_silu_mul, op_gather, op_fetch
@@ -583,7 +591,7 @@ kernels_choose(const char *name, struct err *e)
 
 
 struct backend *
-backend_open(const char *name, int n_threads, struct err *e)
+cpu_open(const char *name, int n_threads, struct err *e)
 {
     const struct kernels *k = kernels_choose(name, e);
 
