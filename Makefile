@@ -43,6 +43,28 @@ ISA_avx512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 \
              -mavx512vnni -mfma -mf16c
 isa = $(foreach i,avx2 avx512,$(if $(filter %_$i,$(basename $(1))),$(ISA_$i)))
 
+# Kernels for Ampere and newer, and with what Hopper alone has.
+NVCC      ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+NVCC_FLAGS = -std=c++17 -O3 -lineinfo -Icuda -Xcompiler -fPIE,-iquote,engine \
+            -gencode arch=compute_80,code=sm_80 \
+            -gencode arch=compute_90a,code=sm_90a -MMD -MP
+cuda_top   = $(shell $(NVCC) --dryrun -c x.cu 2>&1 | sed -n 's/^.* TOP=//p')
+CUDA_LIBS  = -L$(cuda_top)/lib64 -lcudart_static -ldl -lrt -lstdc++
+CUDA_SRC  := $(wildcard cuda/*.cu)
+CUDA_OBJ  := $(CUDA_SRC:%.cu=$(O)/%.o)
+WITH_CUDA  = $(if $(NVCC),$(if $(SAN),,$(CUDA_OBJ)))
+
+# The same files for the host, see t/emu/emu.h; ThreadSanitizer takes fibres
+# for threads gone wrong.
+EMU_FLAGS  = -std=c++17 $(CFLAGS) -ffp-contract=off -fPIE -Wall -Wextra \
+            -Werror -Wno-unknown-pragmas $(HARDEN) -It/emu -Icuda -iquote engine \
+            -MMD -MP
+EMU_OBJ   := $(CUDA_SRC:cuda/%.cu=$(O)/t/emu/cuda/%.o) \
+            $(patsubst %.cc,$(O)/%.o,$(wildcard t/emu/*.cc))
+CUDA_TEST := $(wildcard t/cuda/*.c)
+EMU_TEST  := $(if $(findstring thread,$(SAN)),,$(CUDA_TEST:%.c=$(O)/%.emu) \
+            $(patsubst %.cu,$(O)/%,$(wildcard t/emu/*.cu)))
+
 SRC  := $(filter-out engine/main/main.c,$(wildcard engine/*.c engine/*/*.c))
 OBJ  := $(SRC:%.c=$(O)/%.o)
 UNIT := $(patsubst %.c,$(O)/%,$(wildcard t/unit/*.c t/unit/*/*.c t/kernel/*.c))
@@ -54,12 +76,18 @@ MODULE = $(O)/ngx_http_moe_module.so
 ENGINE = $(O)/moe-engine
 
 
-.PHONY: all engine module tests
+.SECONDARY: $(EMU_OBJ) $(CUDA_OBJ)
+.PHONY: all engine module tests cuda no-cuda
 all: engine module
 
-engine: $(ENGINE)
+engine: $(ENGINE) $(if $(NVCC),,no-cuda)
 module: $(MODULE)
-tests: $(UNIT) $(BENCH) $(TOOLS)
+
+# The engine has CUDA in it wherever there is a compiler for it.
+cuda: engine
+no-cuda:
+	@echo "no nvcc: moe-engine is built without CUDA"
+tests: $(UNIT) $(BENCH) $(TOOLS) $(EMU_TEST)
 
 $(O)/%.o: %.c | build-deps
 	@mkdir -p $(@D)
@@ -70,8 +98,8 @@ $(O)/libmoe.a: $(OBJ)
 	@rm -f $@
 	ar qcs $@ $^
 
-$(ENGINE): $(O)/engine/main/main.o $(O)/libmoe.a
-	$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
+$(ENGINE): $(O)/engine/main/main.o $(WITH_CUDA) $(O)/libmoe.a
+	$(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(if $(WITH_CUDA),$(CUDA_LIBS)) -o $@
 
 # A unit test includes the .c file that it tests, and so hides the one in the
 # library; cmocka prints TAP for prove.
@@ -91,8 +119,35 @@ $(O)/t/%: t/%.c $(O)/libmoe.a
 $(O)/t/fuzz/%: t/fuzz/%.c $(O)/libmoe.a
 	$(call link,$(CC),-fsanitize=fuzzer)
 
+$(O)/cuda/%.o: cuda/%.cu
+	@mkdir -p $(@D)
+	@echo nvcc -c $< -o $@
+	@$(NVCC) $(NVCC_FLAGS) -c $< -o $@
+
+$(O)/t/emu/cuda/%.o: cuda/%.cu | build-deps
+	@mkdir -p $(@D)
+	@echo $(CXX) -c $< -o $@
+	@$(CXX) $(EMU_FLAGS) -x c++ -c $< -o $@
+
+$(O)/t/emu/%.o: t/emu/%.cc | build-deps
+	@mkdir -p $(@D)
+	@echo $(CXX) -c $< -o $@
+	@$(CXX) $(EMU_FLAGS) -c $< -o $@
+
+$(O)/t/emu/%: t/emu/%.cu $(EMU_OBJ) $(O)/libmoe.a
+	@echo $(CXX) $< -o $@
+	@$(CXX) $(EMU_FLAGS) -MF $@.d -MT $@ -I. -x c++ $< -x none $(EMU_OBJ) \
+	    $(O)/libmoe.a $(ALL_LDFLAGS) -lcmocka $(LIBS) -o $@
+
+$(O)/t/cuda/%.emu: t/cuda/%.c $(EMU_OBJ) $(O)/libmoe.a
+	$(call link,$(CC),$(EMU_OBJ) -lcmocka -lstdc++)
+
+$(O)/t/cuda/%.gpu: t/cuda/%.c $(CUDA_OBJ) $(O)/libmoe.a
+	$(call link,$(CC),$(CUDA_OBJ) -lcmocka $(CUDA_LIBS))
+
 -include $(OBJ:.o=.d) $(O)/engine/main/main.d \
-         $(addsuffix .d,$(UNIT) $(BENCH) $(TOOLS) $(FUZZ))
+         $(addsuffix .d,$(UNIT) $(BENCH) $(TOOLS) $(FUZZ) $(EMU_TEST)) \
+         $(CUDA_OBJ:.o=.d) $(EMU_OBJ:.o=.d)
 
 
 # The module, against Debian's nginx-dev, or NGINX_SRC=a configured-able tree.
@@ -108,7 +163,7 @@ $(MODULE): $(MODULE_SRC) | build-deps
 # What Debian has to bring; installed when something is missing.
 BUILD_PKGS = gcc libc6-dev curl libjansson-dev libpcre2-dev nginx nginx-dev dpkg-dev
 # Node.js from elsewhere conflicts with Debian's npm: taken as it is.
-TEST_PKGS  = libcmocka-dev perl spin python3-venv chromium chromium-driver \
+TEST_PKGS  = g++ libcmocka-dev perl spin python3-venv chromium chromium-driver \
              procps $(if $(shell command -v npm),,nodejs npm)
 missing = $(shell for p in $(1); do \
             dpkg-query -W -f='$${Status}' $$p 2>/dev/null \
@@ -137,13 +192,20 @@ stop:
 	@t/tools/serve.sh stop $(O)
 
 
-.PHONY: test bench asan tsan clean help
+.PHONY: test test-cuda bench asan tsan clean help
 test: test-deps all tests
 	BUILD=$(O) LONG=$(LONG) $(PROVE) --timer -Ilib -It/lib \
-	    $(sort $(wildcard t/*.t)) $(UNIT)
+	    $(sort $(wildcard t/*.t)) $(UNIT) $(EMU_TEST)
 
 bench: all tests
 	BUILD=$(O) MODEL=$(MODEL) perl -It/lib t/bench/run.pl
+
+# The tests of t/cuda/ on a GPU; they say SKIP and why where there is none.
+test-cuda:
+	@if [ -n "$(NVCC)" ]; then \
+	    $(MAKE) --no-print-directory $(CUDA_TEST:%.c=$(O)/%.gpu) && \
+	    $(PROVE) --timer $(CUDA_TEST:%.c=$(O)/%.gpu); \
+	else echo "SKIP: no nvcc to build CUDA's tests with"; fi
 
 asan:
 	$(MAKE) test BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS="-O1 -g"
@@ -171,6 +233,7 @@ help:
 	@echo "make run [PORT=8080]      build, start engine and NGINX with the demo model; Ctrl-C stops"
 	@echo "make start | stop         the same in the background"
 	@echo "make test [LONG=1]        everything that needs no GPU"
+	@echo "make cuda | test-cuda     the engine with CUDA; its tests on a GPU"
 	@echo "make bench                every benchmark that this machine can run"
 	@echo "make asan | tsan          the tests under sanitizers"
 	@echo "make fuzz [FUZZ_SECONDS=] the fuzzers, one after the other (clang)"

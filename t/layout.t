@@ -49,7 +49,7 @@ File::Find::find({ no_chdir => 1, wanted => sub {
 } }, grep { -e } qw(Makefile ngx_module engine cuda conf t));
 
 my @ours = sort grep { m{^(?:engine|ngx_module)/.*\.[ch]$} } keys %text;
-my @c = sort grep { /\.(?:c|h)$/ } keys %text;
+my @c = sort grep { /\.(?:c|h|cc|cu|cuh)$/ } keys %text;
 
 # engine/cpu/x.c is cpu, engine/ring_peer.c is ring.
 sub area {

@@ -1,0 +1,340 @@
+/*
+ * backend.cu - the CUDA backend: device memory, a step's tokens on their way
+ * there, its logits on their way back.
+ *
+ * In: calls of the vtable.  Out: launches on one stream.  Must not know what
+ * a model is.
+ */
+#include "common.cuh"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Kept free of weights and keys: scratch memory of long prompts. */
+#define RESERVE_BYTES   ((uint64_t) 1 << 30)
+/* Words for a step's tokens and page tables before they have to grow. */
+#define META_WORDS      ((size_t) 1 << 20)
+
+
+void
+cuda_fail(const char *file, int line, const char *call, cudaError_t e)
+{
+    log_line(LOG_LEVEL_ERROR, "%s:%d: %s: %s (%s)", file, line, call,
+             cudaGetErrorName(e), cudaGetErrorString(e));
+    _exit(1);
+}
+
+
+void *
+cuda_scratch(struct cuda *c, size_t n)
+{
+    if (n > c->scratch_bytes) {
+        CUDA_CHECK(cudaStreamSynchronize(c->stream));
+        CUDA_CHECK(cudaFree(c->scratch));
+        CUDA_CHECK(cudaMalloc(&c->scratch, n));
+        c->scratch_bytes = n;
+    }
+
+    return c->scratch;
+}
+
+
+static void *
+op_alloc(struct backend *b, size_t n_bytes)
+{
+    struct cuda *c = cuda_of(b);
+    void        *p = NULL;
+
+    if (cudaMalloc(&p, n_bytes) != cudaSuccess) {
+        cudaGetLastError();             /* said by the caller */
+        return NULL;
+    }
+
+    CUDA_CHECK(cudaMemsetAsync(p, 0, n_bytes, c->stream));
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+
+    return p;
+}
+
+
+static void
+op_free(struct backend *b, void *p, size_t n_bytes)
+{
+    (void) b;
+    (void) n_bytes;
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CUDA_CHECK(cudaFree(p));
+}
+
+
+static uint64_t
+op_room(struct backend *b)
+{
+    size_t n_free, n_all;
+
+    (void) b;
+    CUDA_CHECK(cudaMemGetInfo(&n_free, &n_all));
+
+    return n_free > RESERVE_BYTES ? n_free - RESERVE_BYTES : 0;
+}
+
+
+static void
+op_put(struct backend *b, void *to, const void *from, size_t n)
+{
+    struct cuda *c = cuda_of(b);
+
+    CUDA_CHECK(cudaMemcpyAsync(to, from, n, cudaMemcpyHostToDevice,
+                               c->stream));
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+}
+
+
+static void
+op_get(struct backend *b, void *to, const void *from, size_t n)
+{
+    struct cuda *c = cuda_of(b);
+
+    CUDA_CHECK(cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToHost,
+                               c->stream));
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+}
+
+
+struct each_run {
+    void   (*fn)(void *ctx, uint32_t i, int thread);
+    void    *ctx;
+    uint32_t n;
+};
+
+
+static void
+run_each(void *ctx, int i, int n)
+{
+    struct each_run *r = (struct each_run *) ctx;
+
+    for (uint32_t j = (uint32_t) i; j < r->n; j += (uint32_t) n) {
+        r->fn(r->ctx, j, i);
+    }
+}
+
+
+static void
+op_each(struct backend *b, uint32_t n,
+        void (*fn)(void *ctx, uint32_t i, int thread), void *ctx)
+{
+    struct each_run r = { fn, ctx, n };
+
+    pool_run(cuda_of(b)->pool, run_each, &r);
+}
+
+
+/* Room for n words of tokens and tables. */
+static void
+reserve_meta(struct cuda *c, size_t n)
+{
+    if (n <= c->meta_words) {
+        return;
+    }
+
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+    CUDA_CHECK(cudaFree(c->meta));
+    CUDA_CHECK(cudaFreeHost(c->meta_host));
+    c->meta_words = n < META_WORDS ? META_WORDS : 2 * n;
+    CUDA_CHECK(cudaMalloc((void **) &c->meta, c->meta_words * 4));
+    CUDA_CHECK(cudaMallocHost((void **) &c->meta_host, c->meta_words * 4));
+}
+
+
+static uint32_t
+n_pages(const struct batch *batch, uint32_t t)
+{
+    return batch->pos[t] / BACKEND_PAGE_TOK + 1;
+}
+
+
+/* The tokens of a sequence follow one another and share its table, which the
+ * last of them needs most of. */
+static int
+shares_table(const struct batch *batch, uint32_t t)
+{
+    return t + 1 < batch->n_tok && batch->pages[t] == batch->pages[t + 1]
+           && batch->pos[t] <= batch->pos[t + 1];
+}
+
+
+/*
+ * The step's tokens: n_tok words each of ids, positions, where tables begin
+ * and rows of logits, then the tables.  Host memory is free for it: fetch()
+ * waited for the step before.
+ */
+static void
+op_begin(struct backend *b, const struct batch *batch)
+{
+    struct cuda *c = cuda_of(b);
+    uint32_t     n = batch->n_tok, at = 0;
+    size_t       words = 4 * (size_t) n;
+
+    for (uint32_t t = 0; t < n; t++) {
+        words += shares_table(batch, t) ? 0 : n_pages(batch, t);
+    }
+
+    cuda_uploads_wait(c);
+    reserve_meta(c, words);
+
+    uint32_t *to = c->meta_host, *pages = to + 4 * (size_t) n;
+
+    memcpy(to, batch->ids, n * sizeof(uint32_t));
+    memcpy(to + n, batch->pos, n * sizeof(uint32_t));
+    c->max_pos = 0;
+
+    for (uint32_t t = 0; t < n; t++) {
+        to[2 * n + t] = at;
+        c->max_pos = c->max_pos < batch->pos[t] ? batch->pos[t] : c->max_pos;
+
+        if (!shares_table(batch, t)) {
+            memcpy(pages + at, batch->pages[t],
+                   n_pages(batch, t) * sizeof(uint32_t));
+            at += n_pages(batch, t);
+        }
+    }
+
+    CUDA_CHECK(cudaMemcpyAsync(c->meta, to, words * sizeof(uint32_t),
+                               cudaMemcpyHostToDevice, c->stream));
+    c->n_tok = n;
+    c->batch.ids = c->meta;
+    c->batch.pos = c->meta + n;
+    c->batch.table = c->meta + 2 * (size_t) n;
+    c->rows = c->meta + 3 * (size_t) n;
+    c->batch.pages = c->meta + 4 * (size_t) n;
+}
+
+
+static float *
+op_fetch(struct backend *b, struct tensor x, uint32_t n_rows, uint32_t n)
+{
+    struct cuda *c = cuda_of(b);
+    size_t       n_bytes = (size_t) n_rows * n * sizeof(float);
+
+    assert(x.stride == n);
+
+    if (n_bytes > c->out_bytes) {
+        CUDA_CHECK(cudaFreeHost(c->out));
+        CUDA_CHECK(cudaMallocHost((void **) &c->out, n_bytes));
+        c->out_bytes = n_bytes;
+    }
+
+    if (n_bytes != 0) {
+        CUDA_CHECK(cudaMemcpyAsync(c->out, x.data, n_bytes,
+                                   cudaMemcpyDeviceToHost, c->stream));
+    }
+
+    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+
+    return c->out;
+}
+
+
+static void
+op_close(struct backend *b)
+{
+    struct cuda *c = cuda_of(b);
+
+    cuda_uploads_close(c);
+    pool_free(c->pool);
+    CUDA_CHECK(cudaFree(c->meta));
+    CUDA_CHECK(cudaFreeHost(c->meta_host));
+    CUDA_CHECK(cudaFree(c->scratch));
+    CUDA_CHECK(cudaFreeHost(c->out));
+    CUDA_CHECK(cudaStreamDestroy(c->stream));
+    free(c);
+}
+
+
+static const struct backend_ops ops = {
+    op_close, op_alloc, op_free, op_room, op_put, op_get, cuda_weight_bytes,
+    cuda_weight_put, op_each, op_begin, cuda_embed, cuda_rmsnorm, cuda_linear,
+    cuda_heads, cuda_angles, cuda_rope, cuda_kv_put, cuda_mla, cuda_route,
+    cuda_moe, cuda_silu_mul, cuda_gather, op_fetch
+};
+
+
+/* The first device, if it is one that the kernels are made for. */
+static int
+open_device(struct cuda *c, struct err *e)
+{
+    struct cudaDeviceProp p;
+    int                   n = 0;
+    cudaError_t           rc = cudaGetDeviceCount(&n);
+
+    if (rc != cudaSuccess || n == 0) {
+        return err_set(e, "backend \"cuda\": no GPU: %s",
+                       rc != cudaSuccess ? cudaGetErrorString(rc)
+                                         : "the driver has none");
+    }
+
+    if ((rc = cudaSetDevice(0)) != cudaSuccess
+        || (rc = cudaGetDeviceProperties(&p, 0)) != cudaSuccess
+        || (rc = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking))
+           != cudaSuccess)
+    {
+        return err_set(e, "backend \"cuda\": %s", cudaGetErrorString(rc));
+    }
+
+    if (p.major < 8) {
+        return err_set(e, "backend \"cuda\": expected a GPU of compute "
+                       "capability 8.0 or newer, got %s with %d.%d", p.name,
+                       p.major, p.minor);
+    }
+
+    c->n_sm = p.multiProcessorCount;
+    c->major = p.major;
+    c->shared_max = p.sharedMemPerBlockOptin;
+    snprintf(c->b.kernels, sizeof(c->b.kernels), "%.40s, sm_%d%d", p.name,
+             p.major, p.minor);
+
+    return 0;
+}
+
+
+extern "C" struct backend *
+cuda_open(const char *name, int n_threads, struct err *e)
+{
+    if (strcmp(name, "cuda") != 0) {
+        err_set(e, "backend \"%s\": expected cuda", name);
+        return NULL;
+    }
+
+    struct cuda *c = (struct cuda *) calloc(1, sizeof(*c));
+
+    if (c == NULL) {
+        err_set(e, "no memory for the backend");
+        return NULL;
+    }
+
+    c->b.ops = &ops;
+    c->b.name = "cuda";
+
+    if (open_device(c, e) != 0
+        || (c->pool = pool_create(n_threads, e)) == NULL)
+    {
+        free(c);
+        return NULL;
+    }
+
+    c->b.n_threads = pool_size(c->pool);
+
+    if (cuda_uploads_open(c, e) != 0) {
+        pool_free(c->pool);
+        free(c);
+        return NULL;
+    }
+
+    reserve_meta(c, 1);
+    cuda_scratch(c, CUDA_SCRATCH);
+
+    return &c->b;
+}

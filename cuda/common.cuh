@@ -1,0 +1,219 @@
+/*
+ * common.cuh - the inside of the CUDA backend: what its files share.
+ *
+ * The mental model.  One stream, on which the ops of a step are launched in
+ * order; each kernel may be started before the one ahead of it ends, and waits
+ * for it in hw_depend() before it touches what a kernel can have written
+ * (weights nobody writes: they are fetched before).  What changes from step to
+ * step (tokens, positions, page tables) is in device memory at addresses that
+ * stay, so that a step can be captured once and replayed.
+ *
+ * How weights lie in memory:
+ *   bf16   tiles of 16 x 16 in the order of mma's A fragment, so that a lane
+ *          gets what it multiplies in one load of 16 bytes: tile (i, k) of row
+ *          tile i at ((i * n_k + k) * 32 + lane) * 16, lane l holding of rows
+ *          l / 4 and l / 4 + 8 columns 4c .. 4c + 3, c = l % 4.  (mma would
+ *          have 2c, 2c + 1, 2c + 8, 2c + 9; any order will do, if x has it
+ *          too: this one makes four of x one load.)
+ *   f32    rows, each padded to a multiple of 4
+ * Rows and columns beyond the matrix are 0.
+ *
+ * A page of bf16 keys: row t at t * row * 2, and within each whole 128 bytes
+ * of it the 16-byte piece p at p ^ t % 8, so that ldmatrix finds the rows of a
+ * page in different banks.  f32 keys are rows as they are.
+ */
+#ifndef MOE_CUDA_COMMON_CUH
+#define MOE_CUDA_COMMON_CUH
+
+#include <cuda_runtime.h>
+#include <hw.cuh>
+
+extern "C" {
+#include "backend.h"
+#include "cpu/threads.h"
+}
+
+#define CUDA_TILE       16
+/* Of the scratch memory that a captured step finds: enough for 64 tokens. */
+#define CUDA_SCRATCH    ((size_t) 64 << 20)
+#define CUDA_PARTS_MAX  4
+
+/* Threads of a block of most kernels. */
+#define CUDA_THREADS    256
+
+struct upload;                  /* a loading thread's buffers */
+
+/* struct batch, on the device. */
+struct cuda_batch {
+    uint32_t *ids;              /* (n_tok) */
+    uint32_t *pos;              /* (n_tok) */
+    uint32_t *table;            /* (n_tok) where in pages its table begins */
+    uint32_t *pages;
+};
+
+struct cuda {
+    struct backend    b;
+    int               n_sm;
+    int               major;        /* of the compute capability */
+    size_t            shared_max;   /* bytes that a block may have */
+    cudaStream_t      stream;
+
+    struct pool      *pool;         /* loads weights */
+    struct upload    *uploads;      /* (b.n_threads) */
+    int               loading;      /* uploads may be under way */
+
+    uint32_t          n_tok;        /* of the step */
+    uint32_t          max_pos;      /* the largest of the step's */
+    struct cuda_batch batch;
+    uint32_t         *meta;         /* what batch points into */
+    uint32_t         *meta_host;    /* pinned */
+    size_t            meta_words;
+    uint32_t         *rows;         /* gather()'s */
+
+    void             *scratch;
+    size_t            scratch_bytes;
+    float            *out;          /* pinned: what fetch() gives */
+    size_t            out_bytes;
+};
+
+static inline struct cuda *
+cuda_of(struct backend *b)
+{
+    return (struct cuda *) (void *) b;      /* b is the first member */
+}
+
+
+/* A call that fails ends the process, whose parent starts another: after an
+ * error the context is good for nothing. */
+void cuda_fail(const char *file, int line, const char *call, cudaError_t e);
+
+#define CUDA_CHECK(call)                                                      \
+    do {                                                                      \
+        cudaError_t cuda_check_e = (call);                                    \
+                                                                              \
+        if (cuda_check_e != cudaSuccess) {                                    \
+            cuda_fail(__FILE__, __LINE__, #call, cuda_check_e);               \
+        }                                                                     \
+    } while (0)
+
+/* Launches a kernel behind the others, overlapping with the last. */
+template <class... P, class... A>
+static inline void
+cuda_launch(struct cuda *c, dim3 n_blocks, dim3 n_threads, size_t shared_bytes,
+            void (*kernel)(P...), A... args)
+{
+    cudaLaunchAttribute attr = {};
+    cudaLaunchConfig_t  config = {};
+
+    attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attr.val.programmaticStreamSerializationAllowed = 1;
+
+    config.gridDim = n_blocks;
+    config.blockDim = n_threads;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = c->stream;
+    config.attrs = &attr;
+    config.numAttrs = c->major >= 9 ? 1 : 0;
+
+    if (shared_bytes > 48 * 1024) {
+        CUDA_CHECK(cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+            (int) shared_bytes));
+    }
+
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, P(args)...));
+}
+
+/* At least n bytes until the next op. */
+void *cuda_scratch(struct cuda *c, size_t n);
+
+
+static inline __device__ __host__ uint32_t
+cuda_div_up(uint32_t a, uint32_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static inline __device__ float
+cuda_bf16(uint16_t h)
+{
+    return __uint_as_float((uint32_t) h << 16);
+}
+
+static inline __device__ float
+cuda_silu(float x)
+{
+    return x / (1 + expf(-x));
+}
+
+/* Where element `col` of row `tok` of a page of bf16 keys is; n_row elements
+ * a row. */
+static inline __device__ uint32_t
+cuda_kv_at(uint32_t tok, uint32_t col, uint32_t n_row)
+{
+    uint32_t piece = col / 8;
+
+    if ((piece / 8 + 1) * 64 <= n_row) {
+        piece ^= tok % 8;
+    }
+
+    return tok * n_row + piece * 8 + col % 8;
+}
+
+/* The sum over the threads of a block, in all of them; `room` holds a float a
+ * warp and is free again at the next barrier. */
+static inline __device__ float
+cuda_block_sum(float v, float *room)
+{
+    for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
+        v += hw_xor(v, mask);
+    }
+
+    if (hw_lane() == 0) {
+        room[threadIdx.x / HW_WARP] = v;
+    }
+
+    __syncthreads();
+    v = 0;
+
+    for (uint32_t i = 0; i < blockDim.x / HW_WARP; i++) {
+        v += room[i];
+    }
+
+    return v;
+}
+
+
+/* rows.cu */
+void cuda_embed(struct backend *b, struct tensor y, const struct weight *w);
+void cuda_rmsnorm(struct backend *b, struct tensor y, struct tensor x,
+                  const float *w, float eps, uint32_t n_rows, uint32_t n);
+void cuda_angles(struct backend *b, struct tensor angles, const float *freqs,
+                 uint32_t n_pairs, float scale);
+void cuda_rope(struct backend *b, const struct rope *a);
+void cuda_kv_put(struct backend *b, const struct kv_store *kv, uint32_t layer,
+                 struct tensor x, uint32_t n);
+void cuda_silu_mul(struct backend *b, struct tensor y, struct tensor gate,
+                   struct tensor up, uint32_t n_rows, uint32_t n);
+void cuda_gather(struct backend *b, struct tensor y, struct tensor x,
+                 const uint32_t *rows, uint32_t n_rows, uint32_t n);
+
+/* weight.cu */
+size_t cuda_weight_bytes(const struct weight *w);
+void cuda_weight_put(struct backend *b, const struct weight *w, uint32_t i,
+                     uint32_t row, uint32_t n_rows, const float *rows);
+int cuda_uploads_open(struct cuda *c, struct err *e);
+void cuda_uploads_wait(struct cuda *c);
+void cuda_uploads_close(struct cuda *c);
+
+/* linear.cu */
+void cuda_linear(struct backend *b, struct tensor y, struct tensor x,
+                 const struct weight *w, uint32_t n_rows, int add);
+void cuda_heads(struct backend *b, const struct heads *a);
+
+/* mla.cu, route.cu, moe.cu */
+void cuda_mla(struct backend *b, const struct mla *a);
+void cuda_route(struct backend *b, const struct route *a);
+void cuda_moe(struct backend *b, const struct moe *a);
+
+#endif /* MOE_CUDA_COMMON_CUH */

@@ -1,0 +1,187 @@
+/*
+ * hw.cuh - the instructions that C does not have, one function each.  Kernels
+ * reach the hardware through these alone, so that t/emu/hw.cuh, which has the
+ * same functions as plain loops, can stand in for it.
+ *
+ * Fragments are those of PTX's mma.m16n8k16 (lane l, c = l % 4, r = l / 4):
+ *   A (16, 16)   a.x: (r, 2c..)  a.y: (r + 8, 2c..)  a.z, a.w: columns + 8
+ *   B (16, 8)    b.x: (2c.., r)  b.y: (2c + 8.., r)
+ *   D (16, 8)    d[0], d[1]: (r, 2c..)  d[2], d[3]: (r + 8, 2c..)
+ */
+#ifndef MOE_CUDA_HW_CUH
+#define MOE_CUDA_HW_CUH
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#define HW_WARP     32
+#define HW_ALL      0xffffffffu
+
+/* The block's dynamic shared memory; kernels have no other. */
+static __device__ __forceinline__ unsigned char *
+hw_shared(void)
+{
+    extern __shared__ __align__(1024) unsigned char hw_shared_bytes[];
+
+    return hw_shared_bytes;
+}
+
+static __device__ __forceinline__ uint32_t
+hw_lane(void)
+{
+    return threadIdx.x % HW_WARP;
+}
+
+static __device__ __forceinline__ float
+hw_xor(float v, int mask)
+{
+    return __shfl_xor_sync(HW_ALL, v, mask);
+}
+
+static __device__ __forceinline__ uint32_t
+hw_xor(uint32_t v, int mask)
+{
+    return __shfl_xor_sync(HW_ALL, v, mask);
+}
+
+static __device__ __forceinline__ uint32_t
+hw_ballot(int p)
+{
+    return __ballot_sync(HW_ALL, p);
+}
+
+static __device__ __forceinline__ uint32_t
+hw_popc(uint32_t v)
+{
+    return (uint32_t) __popc(v);
+}
+
+/* Two floats as bf16, rounded to nearest even; lo in the lower half. */
+static __device__ __forceinline__ uint32_t
+hw_bf16x2(float lo, float hi)
+{
+    uint32_t d;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+
+    return d;
+}
+
+/* Halves multiplied one by one. */
+static __device__ __forceinline__ uint32_t
+hw_bf16x2_mul(uint32_t a, uint32_t b)
+{
+    uint32_t d, zero = 0x80008000u;         /* -0: adds nothing */
+
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(d) : "r"(a), "r"(b), "r"(zero));
+
+    return d;
+}
+
+/* Weights: read once, so not kept in L1. */
+static __device__ __forceinline__ uint4
+hw_load_once(const uint4 *p)
+{
+    uint4 v;
+
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 "
+                 "{%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+
+    return v;
+}
+
+/* d += a b */
+static __device__ __forceinline__ void
+hw_mma(float (&d)[4], uint4 a, uint2 b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x),
+                   "r"(b.y));
+}
+
+static __device__ __forceinline__ uint32_t
+hw_shared_address(const void *p)
+{
+    return (uint32_t) __cvta_generic_to_shared(p);
+}
+
+/* Four matrices of 8 rows of 16 bytes: lanes 8i .. 8i + 7 say where the rows
+ * of matrix i are; part i of the result is this lane's of matrix i. */
+static __device__ __forceinline__ uint4
+hw_ldmatrix(const void *row)
+{
+    uint4 v;
+
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 "
+                 "{%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(hw_shared_address(row)) : "memory");
+
+    return v;
+}
+
+/* The same, each matrix transposed. */
+static __device__ __forceinline__ uint4
+hw_ldmatrix_trans(const void *row)
+{
+    uint4 v;
+
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 "
+                 "{%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(hw_shared_address(row)) : "memory");
+
+    return v;
+}
+
+/* 16 bytes to shared memory, some time until hw_copy_wait(); zeros, and
+ * nothing is read, if not `there`. */
+static __device__ __forceinline__ void
+hw_copy16(void *to, const void *from, bool there)
+{
+    uint32_t n = there ? 16 : 0;
+
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(hw_shared_address(to)), "l"(from), "r"(n)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void
+hw_copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* All but the last N groups of this thread have arrived. */
+template <int N>
+static __device__ __forceinline__ void
+hw_copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
+
+/* Programmatic dependent launch: nothing that an earlier kernel writes may be
+ * read before, and nothing that it reads be written. */
+static __device__ __forceinline__ void
+hw_depend(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* The next kernel may be started, as far as hw_depend(). */
+static __device__ __forceinline__ void
+hw_release(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#endif /* MOE_CUDA_HW_CUH */

@@ -1,0 +1,527 @@
+/*
+ * mla.cu - absorbed latent attention over pages of keys, for few tokens.
+ *
+ *   s(j) = scale q(h) . kv(j);  y(h) = sum over j of softmax(s)(j) kv(j)
+ *   q (n_tok, n_heads, row), kv row elements a key, y the first n_latent
+ *   bytes: 2 row a key; FLOPs: 2 (row + n_latent) a key and head: with 16
+ *   heads 30 a byte, bound by memory; with 128 heads bound by mma
+ *
+ * A block takes 16 heads of one token and a part of its pages; two pages are
+ * in shared memory, one being multiplied, one on its way (72 KiB each for
+ * DeepSeek's 576).  Four warps:
+ *
+ *   scores   S (16, 64) = Q (16, row) K^T      warp w has keys 16w .. 16w + 15
+ *   softmax  running maximum and sum a head, in every warp
+ *   values   O (16, n_latent) += P (16, 64) K  warp w has columns 16 (4i + w)
+ *
+ * and writes its part unscaled, with maximum and sum; combine_kernel() adds
+ * the parts of a token up.  Scores are kept times log2 e, for exp2.
+ */
+#include "common.cuh"
+
+#include <assert.h>
+
+#define HEADS           16
+#define WARPS           4
+#define THREADS         (WARPS * HW_WARP)
+#define PAGE            BACKEND_PAGE_TOK
+#define COLS_MAX        512             /* of values */
+#define GROUPS          (COLS_MAX / 16 / WARPS)
+/* Elements between rows of Q and P: 16 bytes more, so that the rows of a
+ * ldmatrix are in different banks. */
+#define Q_STRIDE(row)   ((row) + 8)
+#define P_STRIDE        (PAGE + 8)
+#define LOG2_E          1.44269504f
+
+struct mla_args {
+    struct mla        a;
+    struct kv_store   kv;
+    struct cuda_batch batch;
+    float            *parts;    /* (n_tok, n_heads, n_splits, n_latent) */
+    float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
+    uint32_t          n_splits;
+    uint32_t          n_stages;
+};
+
+/* Shared memory of mla_kernel(). */
+struct mla_room {
+    uint16_t *q;                /* (16, Q_STRIDE) bf16 */
+    uint16_t *p;                /* (16, P_STRIDE) bf16 */
+    float    *max;              /* (WARPS, 16) */
+    float    *sum;              /* (WARPS, 16) */
+    uint16_t *kv;               /* (n_stages, PAGE, row) */
+};
+
+
+static inline __device__ __host__ size_t
+room_bytes(uint32_t row, uint32_t n_stages)
+{
+    return (size_t) HEADS * (Q_STRIDE(row) + P_STRIDE) * 2
+           + 2 * WARPS * HEADS * sizeof(float)
+           + (size_t) n_stages * PAGE * row * 2;
+}
+
+
+static __device__ struct mla_room
+room_of(uint32_t row)
+{
+    struct mla_room r;
+
+    r.q = (uint16_t *) (void *) hw_shared();
+    r.p = r.q + HEADS * Q_STRIDE(row);
+    r.max = (float *) (void *) (r.p + HEADS * P_STRIDE);
+    r.sum = r.max + WARPS * HEADS;
+    r.kv = (uint16_t *) (void *) (r.sum + WARPS * HEADS);
+
+    return r;
+}
+
+
+/* Pages [from, to) are split blockIdx.y's of token t. */
+static __device__ void
+part_of(const struct mla_args &m, uint32_t t, uint32_t *from, uint32_t *to)
+{
+    uint32_t n_pages = m.batch.pos[t] / PAGE + 1;
+    uint32_t n = cuda_div_up(n_pages, m.n_splits);
+
+    *from = n * blockIdx.y;
+    *to = min(*from + n, n_pages);
+}
+
+
+static __device__ void
+load_q(const struct mla_args &m, const struct mla_room &r, uint32_t t)
+{
+    uint32_t row = m.kv.row, pairs = row / 2;
+    uint32_t head0 = blockIdx.z * HEADS;
+
+    for (uint32_t i = threadIdx.x; i < HEADS * pairs; i += THREADS) {
+        uint32_t     h = i / pairs, k = i % pairs * 2;
+        const float *q = m.a.q.data + m.a.q.stride * t
+                         + (size_t) (head0 + h) * row + k;
+        uint32_t     v = head0 + h < m.a.n_heads ? hw_bf16x2(q[0], q[1]) : 0;
+
+        *(uint32_t *) (void *) (r.q + h * Q_STRIDE(row) + k) = v;
+    }
+}
+
+
+/* A page is contiguous, and stays in the order that it has. */
+static __device__ void
+load_page(const struct mla_args &m, const struct mla_room &r, uint32_t t,
+          uint32_t page, uint32_t stage)
+{
+    uint32_t       n = PAGE * m.kv.row;
+    uint32_t       id = m.batch.pages[m.batch.table[t] + page];
+    const uint16_t *from = (const uint16_t *) m.kv.data
+                           + ((size_t) id * m.kv.n_layers + m.a.layer) * n;
+    uint16_t      *to = r.kv + (size_t) stage * n;
+
+    for (uint32_t i = threadIdx.x * 8; i < n; i += THREADS * 8) {
+        hw_copy16(to + i, from + i, true);
+    }
+}
+
+
+/* s: keys 16w .. 16w + 15 of the page in two tiles of 8, times scale. */
+static __device__ void
+scores(float (&s)[2][4], const struct mla_args &m, const struct mla_room &r,
+       const uint16_t *kv, uint32_t n_keys)
+{
+    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane(), row = m.kv.row;
+    uint32_t key = warp * 16 + l / 16 * 8 + l % 8;
+    float    scale = m.a.scale * LOG2_E;
+
+    memset(s, 0, sizeof(s));
+
+    for (uint32_t k = 0; k < row; k += 16) {
+        uint4 a = hw_ldmatrix(r.q + l % 16 * Q_STRIDE(row) + k + l / 16 * 8);
+        uint4 b = hw_ldmatrix(kv + cuda_kv_at(key, k + l / 8 % 2 * 8, row));
+
+        hw_mma(s[0], a, make_uint2(b.x, b.y));
+        hw_mma(s[1], a, make_uint2(b.z, b.w));
+    }
+
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+        for (int d = 0; d < 4; d++) {
+            uint32_t j = warp * 16 + i * 8 + l % 4 * 2 + d % 2;
+
+            s[i][d] = j < n_keys ? s[i][d] * scale : -INFINITY;
+        }
+    }
+}
+
+
+/* Of a lane's two rows (heads), l / 4 and l / 4 + 8. */
+struct running {
+    float max[2];
+    float sum[2];               /* of this lane's keys alone */
+};
+
+
+/* P = exp2(s - max), to shared memory; `rescale` is what the sums so far have
+ * to be multiplied with. */
+static __device__ void
+soften(float (&s)[2][4], struct running *run, float (&rescale)[2],
+       const struct mla_room &r)
+{
+    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float max = fmaxf(fmaxf(s[0][2 * half], s[0][2 * half + 1]),
+                          fmaxf(s[1][2 * half], s[1][2 * half + 1]));
+
+        max = fmaxf(max, hw_xor(max, 1));
+        max = fmaxf(max, hw_xor(max, 2));
+
+        if (l % 4 == 0) {
+            r.max[warp * HEADS + l / 4 + half * 8] = max;
+        }
+    }
+
+    __syncthreads();
+
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float    max = run->max[half];
+        uint32_t h = l / 4 + half * 8;
+
+        for (int w = 0; w < WARPS; w++) {
+            max = fmaxf(max, r.max[w * HEADS + h]);
+        }
+
+        rescale[half] = exp2f(run->max[half] - max);
+        run->max[half] = max;
+        run->sum[half] *= rescale[half];
+
+        for (int i = 0; i < 2; i++) {
+            float p0 = exp2f(s[i][2 * half] - max);
+            float p1 = exp2f(s[i][2 * half + 1] - max);
+
+            run->sum[half] += p0 + p1;
+            *(uint32_t *) (void *) (r.p + h * P_STRIDE + warp * 16 + i * 8
+                                    + l % 4 * 2) = hw_bf16x2(p0, p1);
+        }
+    }
+
+    __syncthreads();
+}
+
+
+/* o += P K, for this warp's groups of 16 columns. */
+static __device__ void
+values(float (&o)[GROUPS][2][4], const float (&rescale)[2],
+       const struct mla_args &m, const struct mla_room &r, const uint16_t *kv)
+{
+    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        for (int i = 0; i < 2; i++) {
+            o[g][i][0] *= rescale[0];
+            o[g][i][1] *= rescale[0];
+            o[g][i][2] *= rescale[1];
+            o[g][i][3] *= rescale[1];
+        }
+    }
+
+    for (uint32_t k = 0; k < PAGE; k += 16) {
+        uint4 a = hw_ldmatrix(r.p + l % 16 * P_STRIDE + k + l / 16 * 8);
+
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) {
+            uint32_t col = (g * WARPS + warp) * 16;
+
+            if (col < m.a.n_latent) {
+                uint4 b = hw_ldmatrix_trans(
+                    kv + cuda_kv_at(k + l % 16, col + l / 16 * 8, m.kv.row));
+
+                hw_mma(o[g][0], a, make_uint2(b.x, b.y));
+                hw_mma(o[g][1], a, make_uint2(b.z, b.w));
+            }
+        }
+    }
+}
+
+
+/* The sum over all keys of each of this lane's two heads. */
+static __device__ void
+whole_sums(struct running *run, const struct mla_room &r)
+{
+    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+
+    for (int half = 0; half < 2; half++) {
+        float sum = run->sum[half];
+
+        sum += hw_xor(sum, 1);
+        sum += hw_xor(sum, 2);
+
+        if (l % 4 == 0) {
+            r.sum[warp * HEADS + l / 4 + half * 8] = sum;
+        }
+    }
+
+    __syncthreads();
+
+    for (int half = 0; half < 2; half++) {
+        run->sum[half] = 0;
+
+        for (int w = 0; w < WARPS; w++) {
+            run->sum[half] += r.sum[w * HEADS + l / 4 + half * 8];
+        }
+    }
+}
+
+
+/* y itself where there is one part; else parts and stats. */
+static __device__ void
+store(const float (&o)[GROUPS][2][4], const struct running *run,
+      const struct mla_args &m, uint32_t t)
+{
+    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+
+    for (int half = 0; half < 2; half++) {
+        uint32_t h = blockIdx.z * HEADS + l / 4 + half * 8;
+        size_t   part = ((size_t) t * m.a.n_heads + h) * m.n_splits
+                        + blockIdx.y;
+        float   *to = m.n_splits == 1
+                      ? m.a.y.data + m.a.y.stride * t + (size_t) h * m.kv.row
+                      : m.parts + part * m.a.n_latent;
+        float    scale = m.n_splits == 1 ? 1 / run->sum[half] : 1;
+
+        if (h >= m.a.n_heads) {
+            continue;
+        }
+
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) {
+            for (int i = 0; i < 2; i++) {
+                uint32_t col = (g * WARPS + warp) * 16 + i * 8 + l % 4 * 2;
+
+                if (col < m.a.n_latent) {
+                    to[col] = o[g][i][half * 2] * scale;
+                }
+
+                if (col + 1 < m.a.n_latent) {
+                    to[col + 1] = o[g][i][half * 2 + 1] * scale;
+                }
+            }
+        }
+
+        if (m.n_splits != 1 && warp == 0 && l % 4 == 0) {
+            m.stats[part * 2] = run->max[half];
+            m.stats[part * 2 + 1] = run->sum[half];
+        }
+    }
+}
+
+
+static __global__ void __launch_bounds__(THREADS)
+mla_kernel(const struct mla_args m)
+{
+    uint32_t        t = blockIdx.x, from, to;
+    struct mla_room r = room_of(m.kv.row);
+    struct running  run = { { -INFINITY, -INFINITY }, { 0, 0 } };
+    float           s[2][4], o[GROUPS][2][4], rescale[2];
+
+    hw_depend();
+    hw_release();
+    part_of(m, t, &from, &to);
+    memset(o, 0, sizeof(o));
+
+    if (from < to) {
+        load_page(m, r, t, from, 0);
+        hw_copy_commit();
+        load_q(m, r, t);
+    }
+
+    for (uint32_t page = from; page < to; page++) {
+        uint32_t stage = (page - from) % m.n_stages;
+        uint32_t n_keys = m.batch.pos[t] + 1 - page * PAGE;
+
+        if (m.n_stages == 2 && page + 1 < to) {
+            load_page(m, r, t, page + 1, stage ^ 1);
+            hw_copy_commit();
+            hw_copy_wait<1>();
+
+        } else {
+            hw_copy_wait<0>();
+        }
+
+        __syncthreads();
+
+        const uint16_t *kv = r.kv + (size_t) stage * PAGE * m.kv.row;
+
+        scores(s, m, r, kv, n_keys);
+        soften(s, &run, rescale, r);
+        values(o, rescale, m, r, kv);
+        __syncthreads();
+
+        if (m.n_stages == 1 && page + 1 < to) {
+            load_page(m, r, t, page + 1, 0);
+            hw_copy_commit();
+        }
+    }
+
+    whole_sums(&run, r);
+    store(o, &run, m, t);
+}
+
+
+/* y = sum of parts weighted by exp2(their max - the largest) / their sums. */
+static __global__ void
+combine_kernel(const struct mla_args m)
+{
+    uint32_t     h = blockIdx.y, t = blockIdx.x;
+    size_t       part = ((size_t) t * m.a.n_heads + h) * m.n_splits;
+    const float *stats = m.stats + part * 2;
+    float       *y = m.a.y.data + m.a.y.stride * t + (size_t) h * m.kv.row;
+    float        max = -INFINITY, sum = 0;
+
+    hw_depend();
+    hw_release();
+
+    for (uint32_t i = 0; i < m.n_splits; i++) {
+        max = fmaxf(max, stats[i * 2]);
+    }
+
+    for (uint32_t i = 0; i < m.n_splits; i++) {
+        sum += exp2f(stats[i * 2] - max) * stats[i * 2 + 1];
+    }
+
+    for (uint32_t k = threadIdx.x; k < m.a.n_latent; k += blockDim.x) {
+        float v = 0;
+
+        for (uint32_t i = 0; i < m.n_splits; i++) {
+            v += exp2f(stats[i * 2] - max)
+                 * m.parts[(part + i) * m.a.n_latent + k];
+        }
+
+        y[k] = v / sum;
+    }
+}
+
+
+/* FP32 keys, and what has more columns than the other kernel: a block a token
+ * and head, a thread a key, then a thread a column. */
+static __global__ void
+mla_plain_kernel(const struct mla_args m)
+{
+    uint32_t     t = blockIdx.x, h = blockIdx.y, row = m.kv.row;
+    uint32_t     n_keys = m.batch.pos[t] + 1;
+    const float *q = m.a.q.data + m.a.q.stride * t + (size_t) h * row;
+    float       *y = m.a.y.data + m.a.y.stride * t + (size_t) h * row;
+    float       *p = (float *) (void *) hw_shared();
+    float        max = -INFINITY, sum = 0;
+
+    hw_depend();
+    hw_release();
+
+    for (uint32_t k = threadIdx.x; k < m.a.n_latent; k += PAGE) {
+        y[k] = 0;
+    }
+
+    for (uint32_t j0 = 0; j0 < n_keys; j0 += PAGE) {
+        uint32_t id = m.batch.pages[m.batch.table[t] + j0 / PAGE];
+        size_t   at = ((size_t) id * m.kv.n_layers + m.a.layer) * PAGE * row;
+        const float    *kv = (const float *) m.kv.data + at;
+        const uint16_t *kv16 = (const uint16_t *) m.kv.data + at;
+        int      is_f32 = m.kv.dtype == DTYPE_F32;
+        float    s = 0;
+
+        for (uint32_t k = 0; k < row; k++) {
+            s += q[k] * (is_f32 ? kv[threadIdx.x * row + k]
+                         : cuda_bf16(kv16[cuda_kv_at(threadIdx.x, k, row)]));
+        }
+
+        __syncthreads();
+        p[threadIdx.x] = j0 + threadIdx.x < n_keys
+                         ? s * m.a.scale * LOG2_E : -INFINITY;
+        __syncthreads();
+
+        float was = max;
+
+        for (uint32_t j = 0; j < PAGE; j++) {
+            max = fmaxf(max, p[j]);
+        }
+
+        float rescale = exp2f(was - max);
+
+        sum *= rescale;
+
+        for (uint32_t j = 0; j < PAGE; j++) {
+            sum += exp2f(p[j] - max);
+        }
+
+        for (uint32_t k = threadIdx.x; k < m.a.n_latent; k += PAGE) {
+            float v = y[k] * rescale;
+
+            for (uint32_t j = 0; j < PAGE && j0 + j < n_keys; j++) {
+                v += exp2f(p[j] - max)
+                     * (is_f32 ? kv[j * row + k]
+                               : cuda_bf16(kv16[cuda_kv_at(j, k, row)]));
+            }
+
+            y[k] = v;
+        }
+    }
+
+    for (uint32_t k = threadIdx.x; k < m.a.n_latent; k += PAGE) {
+        y[k] /= sum;
+    }
+}
+
+
+/* As many parts as fill the device, and as scratch memory holds. */
+static uint32_t
+choose_splits(const struct cuda *c, const struct mla *a)
+{
+    uint32_t n_pages = c->max_pos / PAGE + 1;
+    uint32_t blocks = c->n_tok * cuda_div_up(a->n_heads, HEADS);
+    uint32_t n = (uint32_t) c->n_sm / blocks;
+    size_t   part = (size_t) c->n_tok * a->n_heads * (a->n_latent + 2)
+                    * sizeof(float);
+
+    n = n < n_pages ? n : n_pages;
+    n = n < CUDA_SCRATCH / part ? n : (uint32_t) (CUDA_SCRATCH / part);
+
+    return n > 1 ? n : 1;
+}
+
+
+void
+cuda_mla(struct backend *b, const struct mla *a)
+{
+    struct cuda    *c = cuda_of(b);
+    struct mla_args m;
+
+    memset(&m, 0, sizeof(m));
+    m.a = *a;
+    m.kv = *a->kv;
+    m.batch = c->batch;
+    m.n_splits = 1;
+
+    if (m.kv.dtype == DTYPE_F32 || a->n_latent > COLS_MAX
+        || room_bytes(m.kv.row, 1) > c->shared_max)
+    {
+        cuda_launch(c, dim3(c->n_tok, a->n_heads), PAGE, PAGE * sizeof(float),
+                    mla_plain_kernel, m);
+        return;
+    }
+
+    m.n_stages = room_bytes(m.kv.row, 2) <= c->shared_max ? 2 : 1;
+    m.n_splits = choose_splits(c, a);
+    m.parts = (float *) c->scratch;
+    m.stats = m.parts + (size_t) c->n_tok * a->n_heads * m.n_splits
+                        * a->n_latent;
+    cuda_launch(c, dim3(c->n_tok, m.n_splits, cuda_div_up(a->n_heads, HEADS)),
+                THREADS, room_bytes(m.kv.row, m.n_stages), mla_kernel, m);
+
+    if (m.n_splits > 1) {
+        cuda_launch(c, dim3(c->n_tok, a->n_heads), THREADS, 0, combine_kernel,
+                    m);
+    }
+}

@@ -1,0 +1,255 @@
+/*
+ * model.c - whole models on the CUDA backend (on a GPU, or emulated): logits
+ * against transformers' (t/data/model) in float, and in bf16 against the CPU's
+ * on the same weights.
+ */
+#include <jansson.h>
+
+#include "engine/model/model.h"
+#include "pair.h"
+
+#define MAX_TOK     2048
+#define F32_MOST    2e-3        /* of the range of logits */
+/* A row of logits in bf16, |ours - cpu's| / |cpu's|: of the rows in the
+ * middle; rounding can make a token go to another expert, of tiny models with
+ * random weights more often than of others. */
+#define BF16_MOST   2e-2
+#define FLIPS_MOST  0.4
+
+static const char *const names[] = {
+    "v2_lite", "v2_groups", "v3", "kimi", "openseek", "fused_fp8", "odd"
+};
+
+struct golden {
+    json_t     *json;
+    uint32_t    tokens[MAX_TOK];
+    int         n_tok;
+};
+
+
+static void
+golden_open(struct golden *g, const char *name, int n_max)
+{
+    char path[256];
+
+    snprintf(path, sizeof(path), "t/data/model/%s/golden.json", name);
+    g->json = json_load_file(path, 0, NULL);
+    assert_non_null(g->json);
+
+    const json_t *tokens = json_object_get(g->json, "tokens");
+
+    g->n_tok = (int) json_array_size(tokens);
+    g->n_tok = g->n_tok < n_max ? g->n_tok : n_max;
+
+    for (int i = 0; i < g->n_tok; i++) {
+        g->tokens[i] = (uint32_t)
+                       json_integer_value(json_array_get(tokens, (size_t) i));
+    }
+}
+
+
+static struct model *
+load(const char *name, const char *backend, const char *quant)
+{
+    char       path[256];
+    struct err e = { "" };
+
+    snprintf(path, sizeof(path), "t/data/model/%s", name);
+
+    struct model_options o = {
+        .dir = path, .backend = backend, .quant = quant, .n_threads = 2,
+        .max_batch_tok = MAX_TOK, .max_batch_rows = MAX_TOK,
+        .random_seed = -1, .max_seqs = 2
+    };
+    struct model *m = model_load(&o, &e);
+
+    if (m == NULL) {
+        fail_msg("%s: %s", name, e.text);
+    }
+
+    return m;
+}
+
+
+/* Logits of every token, (n_tok, n_vocab); in chunks, with another sequence
+ * for company from the second chunk on. */
+static float *
+run(struct model *m, const struct golden *g, int chunk)
+{
+    static const uint32_t other[MAX_TOK];
+    static uint32_t       pages[2][MAX_TOK / MODEL_PAGE_TOK];
+    size_t                n_vocab = model_info(m)->n_vocab;
+    float                *out = malloc((size_t) g->n_tok * n_vocab * 4);
+    float                *logits;
+
+    assert_non_null(out);
+
+    for (uint32_t i = 0; i < MAX_TOK / MODEL_PAGE_TOK; i++) {
+        pages[0][i] = i * 2 + 1;
+        pages[1][i] = i * 2;
+    }
+
+    for (int pos = 0; pos < g->n_tok; pos += chunk) {
+        int                  n = g->n_tok - pos < chunk ? g->n_tok - pos
+                                                        : chunk;
+        struct model_segment segs[2] = {
+            { g->tokens + pos, pages[0], n, pos, n },
+            { other, pages[1], 1, pos / chunk, 1 }
+        };
+
+        model_forward(m, segs, pos == 0 ? 1 : 2, &logits);
+        memcpy(out + (size_t) pos * n_vocab, logits, (size_t) n * n_vocab * 4);
+    }
+
+    return out;
+}
+
+
+static uint32_t
+argmax(const float *row, size_t n)
+{
+    uint32_t best = 0;
+
+    for (uint32_t i = 1; i < n; i++) {
+        best = row[i] > row[best] ? i : best;
+    }
+
+    return best;
+}
+
+
+static void
+test_f32(void **state)
+{
+    const char   *name = *state;
+    struct golden g;
+
+    golden_open(&g, name, is_emulated() ? 34 : MAX_TOK);
+
+    struct model *m = load(name, "cuda", "f32");
+    size_t        n_vocab = model_info(m)->n_vocab;
+    double        range = json_number_value(json_object_get(g.json, "range"));
+    const json_t *at = json_object_get(g.json, "positions");
+    const json_t *best = json_object_get(g.json, "argmax");
+
+    for (int chunk = g.n_tok; chunk != 0; chunk = chunk > 3 ? 3 : 0) {
+        float *got = run(m, &g, chunk);
+
+        for (size_t i = 0; i < json_array_size(at); i++) {
+            int           pos = (int) json_integer_value(json_array_get(at,
+                                                                        i));
+            const json_t *row = json_array_get(
+                json_object_get(g.json, "logits"), i);
+
+            for (size_t v = 0; pos < g.n_tok && v < n_vocab; v++) {
+                double want = json_number_value(json_array_get(row, v));
+                double x = (double) got[(size_t) pos * n_vocab + v];
+
+                if (!(fabs(x - want) <= F32_MOST * range)) {
+                    fail_msg("%s in chunks of %d: position %d, token %zu: "
+                             "expected %g, got %g", name, chunk, pos, v, want,
+                             x);
+                }
+            }
+        }
+
+        for (int i = 0; i < g.n_tok; i++) {
+            assert_int_equal(argmax(got + (size_t) i * n_vocab, n_vocab),
+                             json_integer_value(json_array_get(best,
+                                                               (size_t) i)));
+        }
+
+        free(got);
+    }
+
+    model_free(m);
+    json_decref(g.json);
+}
+
+
+/* |a - b| / |b| */
+static double
+apart(const float *a, const float *b, size_t n)
+{
+    double error = 0, all = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        double d = (double) a[i] - (double) b[i];
+
+        error += d * d;
+        all += (double) b[i] * (double) b[i];
+    }
+
+    return sqrt(error / all);
+}
+
+
+static void
+test_bf16(void **state)
+{
+    const char   *name = *state;
+    struct golden g;
+
+    golden_open(&g, name, is_emulated() ? 34 : MAX_TOK);
+
+    struct model *cpu = load(name, "cpu", "bf16");
+    struct model *m = load(name, "cuda", "bf16");
+    size_t        n_vocab = model_info(m)->n_vocab;
+    float        *want = run(cpu, &g, g.n_tok);
+
+    for (int chunk = g.n_tok; chunk != 0; chunk = chunk > 3 ? 3 : 0) {
+        float *got = run(m, &g, chunk);
+        int    n_apart = 0;
+
+        for (int t = 0; t < g.n_tok; t++) {
+            n_apart += !(apart(got + (size_t) t * n_vocab,
+                               want + (size_t) t * n_vocab, n_vocab)
+                         <= BF16_MOST);
+        }
+
+        if (n_apart > FLIPS_MOST * g.n_tok) {
+            fail_msg("%s in chunks of %d: %d rows of %d are apart", name,
+                     chunk, n_apart, g.n_tok);
+        }
+
+        print_message("# %s in chunks of %d: %d rows of %d apart\n", name,
+                      chunk, n_apart, g.n_tok);
+        free(got);
+    }
+
+    free(want);
+    model_free(cpu);
+    model_free(m);
+    json_decref(g.json);
+}
+
+
+int
+main(void)
+{
+    struct CMUnitTest tests[2 * BASE_COUNT(names)];
+    char              titles[2 * BASE_COUNT(names)][64];
+
+    for (size_t i = 0; i < 2 * BASE_COUNT(names); i++) {
+        const char *name = names[i / 2];
+
+        snprintf(titles[i], sizeof(titles[i]), "%s_%s", name,
+                 i % 2 ? "bf16" : "f32");
+        tests[i] = (struct CMUnitTest) {
+            titles[i], i % 2 ? test_bf16 : test_f32, NULL, NULL,
+            (void *) (uintptr_t) name
+        };
+    }
+
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+
+    if (pair_open() != 0) {
+        return 1;
+    }
+
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+
+    pair_close();
+
+    return rc;
+}

@@ -1,0 +1,658 @@
+/*
+ * ops.c - every op of the CUDA backend against the reference, on sizes off
+ * every tile and hard inputs; on a GPU also in a model's own shapes.
+ */
+#include "pair.h"
+
+#define BF16_MOST   5e-3        /* what rounding x to bf16 may cost */
+#define F32_MOST    1e-5
+
+static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_BF16 };
+
+
+static double
+most_of(enum dtype t)
+{
+    return t == DTYPE_F32 ? F32_MOST : BF16_MOST;
+}
+
+
+/* A step of one token after the other of one sequence, in pages backwards. */
+struct tokens {
+    uint32_t        ids[80];
+    uint32_t        pos[80];
+    const uint32_t *pages[80];
+    struct batch    batch;
+};
+
+
+static void
+begin(struct tokens *t, uint32_t n_tok, uint32_t n_ids)
+{
+    static const uint32_t none[64];
+
+    for (uint32_t i = 0; i < n_tok; i++) {
+        t->ids[i] = draw(n_ids);
+        t->pos[i] = i;
+        t->pages[i] = none;
+    }
+
+    t->batch = (struct batch) { n_tok, t->ids, t->pos, t->pages };
+    EACH(b) {
+        OP(b, begin, &t->batch);
+    }
+}
+
+
+static void
+test_embed(void **state)
+{
+    static const uint32_t widths[] = { 1, 16, 37, 64, 300 };
+    struct tokens         t;
+
+    (void) state;
+    begin(&t, 19, 45);
+
+    for (size_t i = 0; i < 2 * BASE_COUNT(widths); i++) {
+        struct weight w[2];
+        uint32_t      n = widths[i / 2];
+        struct rows   y = rows_poisoned(19, n, n + 3);
+
+        weight_make(w, dtypes[i % 2], 1, 45, n);
+        EACH(b) {
+            OP(b, embed, tensor_of(&y, b), &w[b]);
+        }
+        rows_compare(&y, 0, "embed %u", n);
+        rows_free(&y);
+        weight_free(w);
+    }
+}
+
+
+static void
+test_rmsnorm(void **state)
+{
+    static const uint32_t widths[] = { 1, 37, 256, 1031 };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(widths); i++) {
+        uint32_t    n = widths[i];
+        struct rows x = rows_make(5, n, n), w = rows_make(1, n, n);
+        struct rows y = rows_poisoned(5, n, n + 1);
+
+        /* An outlier, a row of zeros, tiny numbers. */
+        x.host[0] = 3e4f;
+
+        for (uint32_t k = 0; k < n; k++) {
+            x.host[n + k] = 0;
+            x.host[2 * n + k] *= 1e-12f;
+        }
+
+        both_put(&x.b, x.host);
+        EACH(b) {
+            OP(b, rmsnorm, tensor_of(&y, b), tensor_of(&x, b), w.b.at[b],
+               1e-6f, 5, n);
+        }
+        rows_compare(&y, F32_MOST, "rmsnorm %u", n);
+        EACH(b) {
+            OP(b, rmsnorm, tensor_of(&x, b), tensor_of(&x, b), w.b.at[b],
+               1e-6f, 5, n);
+        }
+        rows_compare(&x, F32_MOST, "rmsnorm %u in place", n);
+        rows_free(&x);
+        rows_free(&w);
+        rows_free(&y);
+    }
+}
+
+
+static void
+check_linear(enum dtype dtype, uint32_t n_rows, uint32_t n_out, uint32_t n_in,
+             int add)
+{
+    struct weight w[2];
+    struct rows   x = rows_make(n_rows, n_in, n_in + n_rows % 3);
+    struct rows   y = add ? rows_make(n_rows, n_out, n_out)
+                          : rows_poisoned(n_rows, n_out, n_out + 1);
+
+    weight_make(w, dtype, 1, n_out, n_in);
+    EACH(b) {
+        OP(b, linear, tensor_of(&y, b), tensor_of(&x, b), &w[b], n_rows, add);
+    }
+    rows_compare(&y, most_of(dtype), "linear %u rows (%u, %u) add %d", n_rows,
+                 n_out, n_in, add);
+    rows_free(&x);
+    rows_free(&y);
+    weight_free(w);
+}
+
+
+static void
+test_linear(void **state)
+{
+    static const uint32_t sizes[][3] = {
+        { 1, 1, 1 }, { 1, 16, 16 }, { 3, 17, 15 }, { 8, 33, 37 },
+        { 9, 31, 130 }, { 33, 48, 64 }, { 70, 35, 300 }, { 2, 20, 1100 },
+        { 1, 64, 512 }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < 2 * BASE_COUNT(sizes); i++) {
+        const uint32_t *s = sizes[i / 2];
+
+        check_linear(dtypes[i % 2], s[0], s[1], s[2], i / 2 % 2 == 1);
+    }
+
+    if (!is_emulated()) {
+        check_linear(DTYPE_BF16, 1, 2048, 10944, 1);
+        check_linear(DTYPE_BF16, 64, 3072, 2048, 0);
+        check_linear(DTYPE_BF16, 333, 2048, 2816, 1);
+    }
+}
+
+
+/* A row's bits are the same alone, among others and in another place (D6);
+ * and in every run. */
+static void
+test_linear_alone(void **state)
+{
+    struct weight w[2];
+    struct rows   x = rows_make(70, 300, 300);
+    struct rows   y = rows_poisoned(70, 40, 40), z = rows_poisoned(1, 40, 40);
+    int           n_runs = is_emulated() ? 2 : 100;
+
+    (void) state;
+    weight_make(w, DTYPE_BF16, 1, 40, 300);
+
+    struct tensor yt = tensor_of(&y, CUDA), xt = tensor_of(&x, CUDA);
+
+    for (int run = 0; run < n_runs; run++) {
+        OP(CUDA, linear, yt, xt, &w[CUDA], 70, 0);
+
+        float *all = rows_get(&y, CUDA);
+
+        for (uint32_t r = 0; r < 70; r += 23) {
+            struct tensor one = { xt.data + 300 * (size_t) r, 300 };
+
+            OP(CUDA, linear, tensor_of(&z, CUDA), one, &w[CUDA], 1, 0);
+
+            float *alone = rows_get(&z, CUDA);
+
+            assert_memory_equal(alone, all + 40 * (size_t) r,
+                                40 * sizeof(float));
+            free(alone);
+        }
+
+        free(all);
+    }
+
+    rows_free(&x);
+    rows_free(&y);
+    rows_free(&z);
+    weight_free(w);
+}
+
+
+static void
+test_heads(void **state)
+{
+    (void) state;
+
+    for (int i = 0; i < 4; i++) {
+        struct weight w[2];
+        uint32_t      n_rows = i < 2 ? 3 : 11, n_out = 24, n_in = 16;
+        struct rows   x = rows_make(n_rows, 5 * 20, 5 * 20);
+        struct rows   y = rows_make(n_rows, 5 * 32, 5 * 32);
+
+        weight_make(w, dtypes[i % 2], 5, n_out, n_in);
+        EACH(b) {
+            struct heads h = {
+                tensor_of(&y, b), tensor_of(&x, b), 32, 20, &w[b], n_rows
+            };
+
+            backends[b]->ops->heads(backends[b], &h);
+        }
+        rows_compare(&y, most_of(dtypes[i % 2]), "heads %d", i);
+        rows_free(&x);
+        rows_free(&y);
+        weight_free(w);
+    }
+}
+
+
+static void
+test_rope(void **state)
+{
+    struct tokens t;
+    struct rows   freqs = rows_make(1, 5, 5), angles = rows_poisoned(19, 10,
+                                                                     10);
+
+    (void) state;
+    begin(&t, 19, 1);
+
+    for (int i = 0; i < 5; i++) {
+        freqs.host[i] = powf(1e4f, -(float) i / 5);
+    }
+
+    both_put(&freqs.b, freqs.host);
+    EACH(b) {
+        OP(b, angles, tensor_of(&angles, b), freqs.b.at[b], 5, 1.25f);
+    }
+    rows_compare(&angles, 1e-7, "angles");
+
+    for (int interleaved = 0; interleaved < 2; interleaved++) {
+        struct rows x = rows_make(19, 3 * 14, 3 * 14);
+        struct rows y = rows_make(19, 3 * 12, 3 * 12);
+
+        EACH(b) {
+            struct rope r = {
+                .y = tensor_of(&y, b), .x = tensor_of(&x, b), .y_head = 12,
+                .x_head = 14, .angles = tensor_of(&angles, b), .n_heads = 3,
+                .n = 10, .interleaved = interleaved
+            };
+
+            backends[b]->ops->rope(backends[b], &r);
+        }
+        rows_compare(&y, 1e-6, "rope, interleaved %d", interleaved);
+        EACH(b) {
+            struct rope r = {
+                .y = tensor_of(&x, b), .x = tensor_of(&x, b), .y_head = 14,
+                .x_head = 14, .angles = tensor_of(&angles, b), .n_heads = 3,
+                .n = 10, .interleaved = interleaved
+            };
+
+            backends[b]->ops->rope(backends[b], &r);
+        }
+        rows_compare(&x, 1e-6, "rope in place, interleaved %d", interleaved);
+        rows_free(&x);
+        rows_free(&y);
+    }
+
+    rows_free(&freqs);
+    rows_free(&angles);
+}
+
+
+struct mla_case {
+    enum dtype dtype;
+    uint32_t   n_heads;
+    uint32_t   n_latent;
+    uint32_t   n_rope;
+    uint32_t   n_ctx[3];        /* of three sequences; 0: none */
+    uint32_t   n_new;           /* tokens of each that ask */
+};
+
+
+/* Keys of all positions first, as prompts, then the last n_new of each ask.
+ * Pages are dealt out to the sequences in turn. */
+static void
+check_mla(const struct mla_case *k)
+{
+    uint32_t        n = k->n_latent + k->n_rope, row = backend_pad(n);
+    uint32_t        tables[3][80], n_pages = 240, n_tok = 0;
+    size_t          n_kv = (size_t) n_pages * 2 * BACKEND_PAGE_TOK * row;
+    struct both     kv = both_make(n_kv * dtype_bytes(k->dtype));
+    struct kv_store store[2];
+    struct tokens   t;
+
+    EACH(b) {
+        store[b] = (struct kv_store) {
+            kv.at[b], k->dtype, n_pages, 2, row
+        };
+    }
+
+    for (uint32_t i = 0; i < n_pages; i++) {
+        tables[i % 3][i / 3] = (i * 7) % n_pages;
+    }
+
+    for (uint32_t s = 0; s < 3; s++) {
+        for (uint32_t pos = 0; pos < k->n_ctx[s]; pos += t.batch.n_tok) {
+            uint32_t    m = k->n_ctx[s] - pos < 64 ? k->n_ctx[s] - pos : 64;
+            struct rows x = rows_make(m, n, n);
+
+            for (uint32_t i = 0; i < m; i++) {
+                t.ids[i] = 0;
+                t.pos[i] = pos + i;
+                t.pages[i] = tables[s];
+            }
+
+            t.batch = (struct batch) { m, t.ids, t.pos, t.pages };
+            EACH(b) {
+                OP(b, begin, &t.batch);
+                OP(b, kv_put, &store[b], 1, tensor_of(&x, b), n);
+            }
+            rows_free(&x);
+        }
+    }
+
+    for (uint32_t s = 0; s < 3; s++) {
+        for (uint32_t i = 0; i < k->n_new && k->n_ctx[s] != 0; i++) {
+            t.pos[n_tok] = k->n_ctx[s] - k->n_new + i;
+            t.pages[n_tok++] = tables[s];
+        }
+    }
+
+    struct rows q = rows_make(n_tok, k->n_heads * row, k->n_heads * row);
+    struct rows y = rows_make(n_tok, k->n_heads * row, k->n_heads * row);
+
+    for (size_t i = 0; i < (size_t) n_tok * k->n_heads * row; i++) {
+        q.host[i] = i % row < n ? q.host[i] : 0;
+    }
+
+    both_put(&q.b, q.host);
+    t.batch = (struct batch) { n_tok, t.ids, t.pos, t.pages };
+    EACH(b) {
+        struct mla a = {
+            .y = tensor_of(&y, b), .q = tensor_of(&q, b), .kv = &store[b],
+            .layer = 1, .n_heads = k->n_heads, .n_latent = k->n_latent,
+            .scale = 2 / sqrtf((float) n)
+        };
+
+        OP(b, begin, &t.batch);
+        backends[b]->ops->mla(backends[b], &a);
+    }
+
+    /* Between heads there is padding that neither writes. */
+    rows_compare(&y, most_of(k->dtype), "mla, %u heads, %u + %u, context %u "
+                 "%u %u", k->n_heads, k->n_latent, k->n_rope, k->n_ctx[0],
+                 k->n_ctx[1], k->n_ctx[2]);
+    rows_free(&q);
+    rows_free(&y);
+    both_free(&kv);
+}
+
+
+static void
+test_mla(void **state)
+{
+    static const struct mla_case cases[] = {
+        { DTYPE_F32, 3, 19, 6, { 70, 0, 1 }, 1 },
+        { DTYPE_BF16, 3, 19, 6, { 1, 2, 0 }, 1 },
+        { DTYPE_BF16, 4, 24, 8, { 65, 64, 130 }, 2 },
+        { DTYPE_BF16, 20, 64, 16, { 300, 1, 65 }, 1 },
+        { DTYPE_BF16, 16, 512, 64, { 200, 0, 0 }, 1 },
+        { DTYPE_BF16, 5, 130, 30, { 129, 9, 0 }, 5 }
+    };
+    static const struct mla_case large[] = {
+        { DTYPE_BF16, 16, 512, 64, { 5000, 77, 640 }, 1 },
+        { DTYPE_BF16, 128, 512, 64, { 1111, 77, 0 }, 2 }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        check_mla(&cases[i]);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(large) && !is_emulated(); i++) {
+        check_mla(&large[i]);
+    }
+}
+
+
+static void
+compare_ids(const struct both *ids, uint32_t n, const char *what)
+{
+    uint32_t *want = malloc(n * 4), *got = malloc(n * 4);
+
+    assert_non_null(want);
+    assert_non_null(got);
+    OP(REF, get, want, ids->at[REF], n * 4);
+    OP(CUDA, get, got, ids->at[CUDA], n * 4);
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (want[i] != got[i]) {
+            fail_msg("%s: id %u: expected %u, got %u", what, i, want[i],
+                     got[i]);
+        }
+    }
+
+    free(want);
+    free(got);
+}
+
+
+static void
+check_route(uint32_t n, uint32_t n_active, uint32_t groups, uint32_t keep,
+            enum route_score score, enum route_method method, int bias)
+{
+    char        what[128];
+    uint32_t    n_rows = 7;
+    struct rows logits = rows_make(n_rows, n, n), b = rows_make(1, n, n);
+    struct rows weights = rows_poisoned(n_rows, n_active, n_active);
+    struct both ids = both_make((size_t) n_rows * n_active * 4);
+
+    snprintf(what, sizeof(what), "route %u of %u, score %d, method %d",
+             n_active, n, (int) score, (int) method);
+
+    /* Ties: all the same; pairs; and large numbers. */
+    for (uint32_t i = 0; i < n; i++) {
+        logits.host[i] = 1;
+        logits.host[n + i] = (float) (i / 2 % 3);
+        logits.host[2 * n + i] *= 30;
+    }
+
+    both_put(&logits.b, logits.host);
+    EACH(i) {
+        struct route a = {
+            .ids = ids.at[i], .weights = weights.b.at[i],
+            .logits = tensor_of(&logits, i),
+            .bias = bias ? b.b.at[i] : NULL, .score = score,
+            .method = method, .n_rows = n_rows, .n_experts = n,
+            .n_active = n_active, .n_groups = groups,
+            .n_groups_keep = keep, .scale = 2.5f, .norm = bias
+        };
+
+        backends[i]->ops->route(backends[i], &a);
+    }
+    compare_ids(&ids, n_rows * n_active, what);
+    rows_compare(&weights, 1e-5, "%s", what);
+    rows_free(&logits);
+    rows_free(&b);
+    rows_free(&weights);
+    both_free(&ids);
+}
+
+
+static void
+test_route(void **state)
+{
+    (void) state;
+    check_route(8, 2, 1, 1, ROUTE_SOFTMAX, ROUTE_GREEDY, 0);
+    check_route(64, 6, 1, 1, ROUTE_SOFTMAX, ROUTE_GREEDY, 0);
+    check_route(7, 7, 1, 1, ROUTE_SOFTMAX, ROUTE_GREEDY, 0);
+    check_route(160, 6, 8, 3, ROUTE_SOFTMAX, ROUTE_GROUP_MAX, 0);
+    check_route(16, 3, 4, 2, ROUTE_SOFTMAX, ROUTE_GROUP_MAX, 0);
+    check_route(256, 8, 8, 4, ROUTE_SIGMOID, ROUTE_GROUP_TOP2, 1);
+    check_route(384, 8, 1, 1, ROUTE_SIGMOID, ROUTE_GROUP_TOP2, 1);
+}
+
+
+/* Whatever the logits are, ids are of experts and distinct. */
+static void
+test_route_nan(void **state)
+{
+    struct rows logits = rows_make(2, 40, 40);
+    struct rows weights = rows_make(2, 6, 6);
+    struct both ids = both_make(2 * 6 * 4);
+    uint32_t    got[12];
+
+    (void) state;
+
+    for (uint32_t i = 0; i < 40; i++) {
+        logits.host[i] = NAN;
+        logits.host[40 + i] = i % 8 == 3 ? 1.0f : NAN;
+    }
+
+    both_put(&logits.b, logits.host);
+
+    struct route a = {
+        .ids = ids.at[CUDA], .weights = weights.b.at[CUDA],
+        .logits = tensor_of(&logits, CUDA), .score = ROUTE_SIGMOID,
+        .method = ROUTE_GREEDY, .n_rows = 2, .n_experts = 40, .n_active = 6,
+        .n_groups = 1, .n_groups_keep = 1, .scale = 1
+    };
+
+    backends[CUDA]->ops->route(backends[CUDA], &a);
+    OP(CUDA, get, got, ids.at[CUDA], sizeof(got));
+
+    for (uint32_t i = 0; i < 12; i++) {
+        assert_true(got[i] < 40);
+
+        for (uint32_t k = i / 6 * 6; k < i; k++) {
+            assert_int_not_equal(got[i], got[k]);
+        }
+    }
+
+    for (uint32_t i = 0; i < 5; i++) {
+        assert_int_equal(got[6 + i], 3 + 8 * i);
+    }
+
+    rows_free(&logits);
+    rows_free(&weights);
+    both_free(&ids);
+}
+
+
+static void
+check_moe(enum dtype dtype, uint32_t n_rows, uint32_t n_experts,
+          uint32_t n_active, uint32_t dim, uint32_t width)
+{
+    uint32_t      n_slots = n_rows * n_active;
+    struct weight gate[2], up[2], down[2];
+    struct rows   x = rows_make(n_rows, dim, dim);
+    struct rows   y = rows_make(n_rows, dim, dim);
+    struct rows   weights = rows_make(n_rows, n_active, n_active);
+    struct both   ids = both_make(n_slots * 4);
+    struct rows   tmp[3] = {
+        rows_poisoned(n_slots, width, width),
+        rows_poisoned(n_slots, width, width),
+        rows_poisoned(n_slots, dim, dim)
+    };
+    struct both   order = both_make((2 * n_slots + 2 * n_experts + 1) * 4);
+    uint32_t     *host = malloc(n_slots * 4);
+
+    assert_non_null(host);
+    weight_make(gate, dtype, n_experts, width, dim);
+    weight_make(up, dtype, n_experts, width, dim);
+    weight_make(down, dtype, n_experts, dim, width);
+
+    for (uint32_t r = 0; r < n_rows; r++) {
+        uint32_t first = draw(n_experts);
+
+        /* Distinct, not in order, and the last expert is nobody's. */
+        for (uint32_t k = 0; k < n_active; k++) {
+            host[r * n_active + k] = (first + 5 * k) % (n_experts - 1);
+        }
+    }
+
+    both_put(&ids, host);
+    EACH(b) {
+        struct moe a = {
+            .y = tensor_of(&y, b), .x = tensor_of(&x, b), .ids = ids.at[b],
+            .weights = weights.b.at[b], .gate = &gate[b], .up = &up[b],
+            .down = &down[b], .tmp_gate = tensor_of(&tmp[0], b),
+            .tmp_up = tensor_of(&tmp[1], b),
+            .tmp_down = tensor_of(&tmp[2], b), .tmp_order = order.at[b],
+            .n_rows = n_rows, .n_active = n_active
+        };
+
+        backends[b]->ops->moe(backends[b], &a);
+    }
+    rows_compare(&y, most_of(dtype), "moe, %u rows to %u of %u, %u by %u",
+                 n_rows, n_active, n_experts, dim, width);
+
+    for (int i = 0; i < 3; i++) {
+        rows_free(&tmp[i]);
+    }
+
+    weight_free(gate);
+    weight_free(up);
+    weight_free(down);
+    rows_free(&x);
+    rows_free(&y);
+    rows_free(&weights);
+    both_free(&ids);
+    both_free(&order);
+    free(host);
+}
+
+
+static void
+test_moe(void **state)
+{
+    (void) state;
+
+    for (int i = 0; i < 2; i++) {
+        check_moe(dtypes[i], 1, 8, 2, 37, 9);
+        check_moe(dtypes[i], 5, 9, 3, 32, 20);
+        check_moe(dtypes[i], 40, 4, 2, 40, 36);
+    }
+
+    if (!is_emulated()) {
+        check_moe(DTYPE_BF16, 1, 64, 6, 2048, 1408);
+        check_moe(DTYPE_BF16, 100, 64, 6, 2048, 1408);
+    }
+}
+
+
+static void
+test_silu_mul_gather(void **state)
+{
+    static const uint32_t pick[] = { 4, 0, 4, 2 };
+    struct tokens         t;
+    struct rows           gate = rows_make(5, 77, 80);
+    struct rows           up = rows_make(5, 77, 77);
+    struct rows           y = rows_poisoned(5, 77, 78);
+    struct rows           z = rows_poisoned(4, 77, 79);
+
+    (void) state;
+    begin(&t, 5, 1);
+    gate.host[0] = -100;
+    gate.host[1] = 100;
+    both_put(&gate.b, gate.host);
+    EACH(b) {
+        OP(b, silu_mul, tensor_of(&y, b), tensor_of(&gate, b),
+           tensor_of(&up, b), 5, 77);
+        OP(b, gather, tensor_of(&z, b), tensor_of(&y, b), pick, 4, 77);
+    }
+    rows_compare(&y, 1e-6, "silu_mul");
+    rows_compare(&z, 1e-6, "gather");
+    rows_free(&gate);
+    rows_free(&up);
+    rows_free(&y);
+    rows_free(&z);
+}
+
+
+int
+main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_linear_alone),
+        cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_mla),
+        cmocka_unit_test(test_route),
+        cmocka_unit_test(test_route_nan),
+        cmocka_unit_test(test_moe),
+        cmocka_unit_test(test_silu_mul_gather),
+    };
+
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+
+    if (pair_open() != 0) {
+        return 1;
+    }
+
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+
+    pair_close();
+
+    return rc;
+}

@@ -1,0 +1,462 @@
+/*
+ * emu.cc - fibres, their turns, and what they wait for; see emu.h.
+ */
+#include "emu.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+#define STACK_BYTES     (128 * 1024)
+#define PAGE_BYTES      4096
+#define SHARED_MAX      (227 * 1024)
+#define SHARED_PAGES    (228 * 1024)    /* up to the guard */
+/* Rounds of turns in which nobody gets further: nobody will. */
+#define ROUNDS_MAX      1000
+
+enum fibre_state { READY, AT_BARRIER, IN_GROUP, DONE };
+
+struct copy {
+    void       *to;
+    const void *from;
+    size_t      n;
+};
+
+struct fibre {
+    uint3             thread;
+    void             *sp;
+    char             *stack;
+    enum fibre_state  state;
+    void             *arg;              /* IN_GROUP */
+    unsigned          group;            /* threads in it */
+    bool              depended;
+    std::vector<copy> open;             /* not committed */
+    std::vector<std::vector<copy>> groups;
+};
+
+static struct {
+    fibre    fibres[EMU_THREADS_MAX];
+    unsigned turns[EMU_THREADS_MAX];    /* in which order */
+    unsigned n;
+    unsigned n_done;
+    unsigned n_at_barrier;
+    unsigned n_in_group[EMU_THREADS_MAX / EMU_WARP];    /* by its first warp */
+    bool     moved;                     /* somebody, in this round */
+    fibre   *now;
+    void    *scheduler;                 /* its stack pointer */
+    const std::function<void()> *fn;
+    unsigned char *shared_pages;        /* SHARED_PAGES, then a guard */
+    size_t   shared_bytes;
+    enum emu_order order;
+    unsigned seed;
+    bool     started;
+} g;
+
+uint3         threadIdx;
+uint3         blockIdx;
+dim3          blockDim;
+dim3          gridDim;
+unsigned long emu_n_launches;
+
+
+void
+emu_fail(const char *fmt, ...)
+{
+    va_list ap;
+
+    fflush(stdout);
+    fprintf(stderr, "emulation: ");
+
+    if (g.now != NULL) {
+        fprintf(stderr, "block (%u, %u, %u) thread (%u, %u, %u): ",
+                blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y,
+                threadIdx.z);
+    }
+
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "\n");
+    abort();
+}
+
+
+/*
+ * Saves the callee's registers on this stack and goes on with another.  A new
+ * fibre's stack looks as if it had been left at fibre_enter().  (ucontext
+ * would do, but asks the kernel at each switch: twenty times slower.)
+ */
+extern "C" void emu_switch(void **save, void *to);
+
+__asm__(".text\n"
+        ".globl emu_switch\n"
+        "emu_switch:\n"
+        "    push %rbp\n    push %rbx\n    push %r12\n"
+        "    push %r13\n    push %r14\n    push %r15\n"
+        "    mov %rsp, (%rdi)\n"
+        "    mov %rsi, %rsp\n"
+        "    pop %r15\n    pop %r14\n    pop %r13\n"
+        "    pop %r12\n    pop %rbx\n    pop %rbp\n"
+        "    ret\n");
+
+
+static void
+fibre_enter()
+{
+    (*g.fn)();
+
+    fibre *f = g.now;
+
+    if (!f->open.empty() || !f->groups.empty()) {
+        emu_fail("ends with copies that were not waited for");
+    }
+
+    f->state = DONE;
+    g.moved = true;
+    g.n_done++;
+    emu_switch(&f->sp, g.scheduler);
+    abort();
+}
+
+
+static void
+fibre_start(fibre *f)
+{
+    if (f->stack == NULL) {
+        void *p = mmap(NULL, PAGE_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+        if (p == MAP_FAILED || mprotect(p, PAGE_BYTES, PROT_NONE) != 0) {
+            emu_fail("no memory for a stack");
+        }
+
+        f->stack = (char *) p + PAGE_BYTES;
+    }
+
+    /* Frames that a fibre never came back from. */
+    ASAN_UNPOISON_MEMORY_REGION(f->stack + STACK_BYTES - PAGE_BYTES,
+                                PAGE_BYTES);
+
+    /* Six registers, where to return to, and what keeps the alignment that a
+     * function finds at its entry. */
+    void **sp = (void **) (void *) (f->stack + STACK_BYTES) - 8;
+
+    memset(sp, 0, 8 * sizeof(*sp));
+    sp[6] = (void *) fibre_enter;
+    f->sp = sp;
+    f->state = READY;
+    f->depended = false;
+}
+
+
+static void
+leave()
+{
+    fibre *f = g.now;
+
+    emu_switch(&f->sp, g.scheduler);
+}
+
+
+void
+emu_order_set(enum emu_order order, unsigned seed)
+{
+    g.order = order;
+    g.seed = seed * 2 + 1;
+    g.started = true;
+}
+
+
+static unsigned
+draw(unsigned n)
+{
+    g.seed ^= g.seed << 13;
+    g.seed ^= g.seed >> 17;
+    g.seed ^= g.seed << 5;
+
+    return g.seed % n;
+}
+
+
+/* 0 .. n - 1 in the order of turns. */
+static void
+make_turns(unsigned *turns, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        turns[i] = g.order == EMU_BACKWARDS ? n - 1 - i : i;
+    }
+
+    for (unsigned i = n; g.order == EMU_SHUFFLED && i > 1; i--) {
+        unsigned k = draw(i), t = turns[k];
+
+        turns[k] = turns[i - 1];
+        turns[i - 1] = t;
+    }
+}
+
+
+static unsigned
+index_of(const fibre *f)
+{
+    return (unsigned) (f - g.fibres);
+}
+
+
+static void
+say_stuck()
+{
+    for (unsigned i = 0; i < g.n; i++) {
+        static const char *const names[] = {
+            "runs", "at the block's barrier", "waits for its group", "done"
+        };
+
+        if (i == 0 || g.fibres[i].state != g.fibres[i - 1].state) {
+            fprintf(stderr, "emulation: from thread %u on: %s\n", i,
+                    names[g.fibres[i].state]);
+        }
+    }
+
+    emu_fail("stuck: no thread gets further");
+}
+
+
+static void
+run_block()
+{
+    unsigned idle = 0;
+
+    g.n = blockDim.x * blockDim.y * blockDim.z;
+    g.n_done = g.n_at_barrier = 0;
+    memset(g.n_in_group, 0, sizeof(g.n_in_group));
+    memset(emu_shared(NULL), 0xff, (g.shared_bytes + 15) / 16 * 16);
+
+    for (unsigned i = 0; i < g.n; i++) {
+        fibre *f = &g.fibres[i];
+
+        f->thread.x = i % blockDim.x;
+        f->thread.y = i / blockDim.x % blockDim.y;
+        f->thread.z = i / blockDim.x / blockDim.y;
+        fibre_start(f);
+    }
+
+    make_turns(g.turns, g.n);
+
+    while (g.n_done < g.n) {
+        bool any = false;
+
+        for (unsigned i = 0; i < g.n; i++) {
+            fibre *f = &g.fibres[g.turns[i]];
+
+            if (f->state != READY) {
+                continue;
+            }
+
+            any = true;
+            g.now = f;
+            threadIdx = f->thread;
+            emu_switch(&g.scheduler, f->sp);
+        }
+
+        idle = g.moved ? 0 : idle + 1;
+        g.moved = false;
+
+        if (!any || idle > ROUNDS_MAX) {
+            say_stuck();
+        }
+    }
+
+    g.now = NULL;
+}
+
+
+static void
+start()
+{
+    const char *order = getenv("MOE_EMU_ORDER");
+    void       *p = mmap(NULL, SHARED_PAGES + PAGE_BYTES,
+                         PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (p == MAP_FAILED) {
+        emu_fail("no memory for shared memory");
+    }
+
+    g.shared_pages = (unsigned char *) p;
+    mprotect(g.shared_pages + SHARED_PAGES, PAGE_BYTES, PROT_NONE);
+
+    if (!g.started) {
+        emu_order_set(order == NULL ? EMU_FORWARDS
+                                    : (enum emu_order) (*order - '0'), 1);
+    }
+}
+
+
+void
+emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
+        const std::function<void()> &fn)
+{
+    unsigned  n = n_blocks.x * n_blocks.y * n_blocks.z;
+    unsigned  n_in_block = n_threads.x * n_threads.y * n_threads.z;
+    std::unique_ptr<unsigned[]> turns(new unsigned[n]);
+
+    if (g.shared_pages == NULL) {
+        start();
+    }
+
+    if (n == 0 || n_in_block == 0 || n_in_block > EMU_THREADS_MAX
+        || shared_bytes > SHARED_MAX)
+    {
+        emu_fail("cannot launch %u blocks of %u threads with %zu bytes", n,
+                 n_in_block, shared_bytes);
+    }
+
+    blockDim = n_threads;
+    gridDim = n_blocks;
+    g.fn = &fn;
+    g.shared_bytes = shared_bytes;
+    emu_n_launches++;
+    make_turns(turns.get(), n);
+
+    for (unsigned i = 0; i < n; i++) {
+        unsigned b = turns[i];
+
+        blockIdx.x = b % n_blocks.x;
+        blockIdx.y = b / n_blocks.x % n_blocks.y;
+        blockIdx.z = b / n_blocks.x / n_blocks.y;
+        run_block();
+
+        for (unsigned k = 0; overlaps && k < g.n; k++) {
+            if (!g.fibres[k].depended) {
+                emu_fail("thread %u of block %u never waited for the kernels "
+                         "before", k, b);
+            }
+        }
+    }
+}
+
+
+/* Ends at the guard. */
+unsigned char *
+emu_shared(size_t *n)
+{
+    if (n != NULL) {
+        *n = g.shared_bytes;
+    }
+
+    return g.shared_pages + SHARED_PAGES - (g.shared_bytes + 15) / 16 * 16;
+}
+
+
+void
+emu_sync_block()
+{
+    g.now->state = AT_BARRIER;
+    g.moved = true;
+
+    if (g.n_done != 0) {
+        emu_fail("waits at a barrier that %u threads have passed by",
+                 g.n_done);
+    }
+
+    if (++g.n_at_barrier == g.n) {
+        g.n_at_barrier = 0;
+
+        for (unsigned i = 0; i < g.n; i++) {
+            g.fibres[i].state = READY;
+        }
+    }
+
+    leave();
+}
+
+
+void
+emu_sync_group(unsigned n, void *arg, void (*fn)(void **args, unsigned n))
+{
+    fibre   *f = g.now;
+    unsigned from = index_of(f) / n * n;
+
+    g.moved = true;
+    f->state = IN_GROUP;
+    f->group = n;
+    f->arg = arg;
+
+    if (++g.n_in_group[from / EMU_WARP] == n) {
+        void *args[128];
+
+        g.n_in_group[from / EMU_WARP] = 0;
+
+        for (unsigned i = 0; i < n; i++) {
+            fibre *other = &g.fibres[from + i];
+
+            if (other->state != IN_GROUP || other->group != n) {
+                emu_fail("groups of %u and %u meet", n, other->group);
+            }
+
+            args[i] = other->arg;
+            other->state = READY;
+        }
+
+        if (fn != NULL) {
+            fn(args, n);
+        }
+
+        return;
+    }
+
+    leave();
+}
+
+
+void
+emu_yield()
+{
+    leave();
+}
+
+
+void
+emu_copy_later(void *to, const void *from, size_t n)
+{
+    g.now->open.push_back({ to, from, n });
+}
+
+
+void
+emu_copy_commit()
+{
+    g.now->groups.push_back(std::move(g.now->open));
+    g.now->open.clear();
+}
+
+
+void
+emu_copy_wait(unsigned n_left)
+{
+    auto &groups = g.now->groups;
+
+    while (groups.size() > n_left) {
+        for (const copy &c : groups.front()) {
+            if (c.from != NULL) {
+                memcpy(c.to, c.from, c.n);
+            } else {
+                memset(c.to, 0, c.n);
+            }
+        }
+
+        groups.erase(groups.begin());
+    }
+}
+
+
+void
+emu_depend()
+{
+    g.now->depended = true;
+}

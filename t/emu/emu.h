@@ -1,0 +1,84 @@
+/*
+ * emu.h - a small emulation of a GPU, so that the kernels of cuda/ run where
+ * there is none: the same .cu files, compiled for the host.
+ *
+ * The mental model.  The threads of a block are fibres of one host thread, run
+ * one at a time until they wait: at a barrier, for their warp, or for a copy.
+ * Blocks run one after the other.  Time does not exist; order does: fibres and
+ * blocks take their turns forwards, backwards or shuffled (emu_order), so that
+ * what only one order of turns makes right is found wrong in another.
+ *
+ * Memory says when it is left: device and shared memory end at pages that
+ * cannot be touched, and begin as NaN.  Copies to shared memory arrive as late
+ * as they may.  Whatever would hang or be undefined on a device ends the
+ * process with a line that says where.
+ *
+ * What it cannot show: speed, bank conflicts, memory order between blocks.
+ */
+#ifndef MOE_EMU_H
+#define MOE_EMU_H
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#define EMU_WARP        32
+#define EMU_THREADS_MAX 1024
+
+struct uint3 {
+    unsigned x, y, z;
+};
+
+struct dim3 {
+    unsigned x, y, z;
+
+    constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1)
+        : x(a), y(b), z(c) {}
+};
+
+/* Where the running fibre is, as kernels see it. */
+extern uint3 threadIdx;
+extern uint3 blockIdx;
+extern dim3  blockDim;
+extern dim3  gridDim;
+
+enum emu_order { EMU_FORWARDS, EMU_BACKWARDS, EMU_SHUFFLED };
+
+/* In which order fibres and blocks take turns from now on; the environment's
+ * MOE_EMU_ORDER=0|1|2 is what it begins with. */
+void emu_order_set(enum emu_order order, unsigned seed);
+
+/* Kernels that ran, and those launched to overlap with the one before. */
+extern unsigned long emu_n_launches;
+
+/* Runs a kernel: fn once a thread. */
+void emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
+             const std::function<void()> &fn);
+
+/* The block's shared memory; n: bytes of it, or NULL. */
+unsigned char *emu_shared(size_t *n);
+
+/* Waits until all threads of the block are here. */
+void emu_sync_block();
+
+/* Waits until the `n` threads (warp: 32, warpgroup: 128) that this one belongs
+ * to are here with their arguments; then fn runs once, over all of them in
+ * order of threads. */
+void emu_sync_group(unsigned n, void *arg,
+                    void (*fn)(void **args, unsigned n));
+
+/* Lets others run; what waits for memory to change calls it in a loop. */
+void emu_yield();
+
+/* A copy of cp.async: it is made when waited for. */
+void emu_copy_later(void *to, const void *from, size_t n);
+void emu_copy_commit();
+void emu_copy_wait(unsigned n_left);
+
+/* The kernel waits for those before it (griddepcontrol.wait). */
+void emu_depend();
+
+[[noreturn]] void emu_fail(const char *fmt, ...)
+    __attribute__((format(printf, 1, 2)));
+
+#endif /* MOE_EMU_H */

@@ -1,0 +1,261 @@
+/*
+ * hw.cuh - the functions of cuda/hw.cuh, in the emulation.
+ */
+#ifndef MOE_CUDA_HW_CUH
+#define MOE_CUDA_HW_CUH
+
+#include <cstdlib>
+#include <cuda_runtime.h>
+
+#define HW_WARP     EMU_WARP
+
+static inline unsigned char *
+hw_shared()
+{
+    return emu_shared(NULL);
+}
+
+static inline uint32_t
+hw_lane()
+{
+    return threadIdx.x % HW_WARP;
+}
+
+/* What a lane gives to its warp, and what it gets. */
+template <class T>
+struct hw_exchange {
+    T   in;
+    T   out;
+    int mask;
+};
+
+template <class T>
+static inline T
+hw_xor_any(T v, int mask)
+{
+    hw_exchange<T> e = { v, v, mask };
+
+    emu_sync_group(HW_WARP, &e, [](void **args, unsigned n) {
+        for (unsigned i = 0; i < n; i++) {
+            auto *mine = (hw_exchange<T> *) args[i];
+
+            mine->out = ((hw_exchange<T> *) args[i ^ (unsigned) mine->mask])
+                        ->in;
+        }
+    });
+
+    return e.out;
+}
+
+static inline float
+hw_xor(float v, int mask)
+{
+    return hw_xor_any(v, mask);
+}
+
+static inline uint32_t
+hw_xor(uint32_t v, int mask)
+{
+    return hw_xor_any(v, mask);
+}
+
+static inline uint32_t
+hw_ballot(int p)
+{
+    hw_exchange<uint32_t> e = { p != 0, 0, 0 };
+
+    emu_sync_group(HW_WARP, &e, [](void **args, unsigned n) {
+        uint32_t all = 0;
+
+        for (unsigned i = 0; i < n; i++) {
+            all |= ((hw_exchange<uint32_t> *) args[i])->in << i;
+        }
+
+        for (unsigned i = 0; i < n; i++) {
+            ((hw_exchange<uint32_t> *) args[i])->out = all;
+        }
+    });
+
+    return e.out;
+}
+
+static inline uint32_t
+hw_popc(uint32_t v)
+{
+    return (uint32_t) __builtin_popcount(v);
+}
+
+static inline float
+hw_bf16_get(uint32_t two, unsigned i)
+{
+    return __uint_as_float(i == 0 ? two << 16 : two & 0xffff0000u);
+}
+
+static inline uint32_t
+hw_bf16_round(float f)
+{
+    uint32_t u = __float_as_uint(f);
+
+    if ((u & 0x7fffffff) > 0x7f800000) {
+        return 0x7fff;
+    }
+
+    return (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+
+static inline uint32_t
+hw_bf16x2(float lo, float hi)
+{
+    return hw_bf16_round(lo) | hw_bf16_round(hi) << 16;
+}
+
+static inline uint32_t
+hw_bf16x2_mul(uint32_t a, uint32_t b)
+{
+    return hw_bf16x2(hw_bf16_get(a, 0) * hw_bf16_get(b, 0),
+                     hw_bf16_get(a, 1) * hw_bf16_get(b, 1));
+}
+
+static inline uint4
+hw_load_once(const uint4 *p)
+{
+    if ((uintptr_t) p % 16 != 0) {
+        emu_fail("a load of 16 bytes from %p", (const void *) p);
+    }
+
+    return *p;
+}
+
+struct hw_mma_args {
+    float   *d;
+    uint32_t a[4];
+    uint32_t b[2];
+};
+
+static inline void
+hw_mma_warp(void **args, unsigned)
+{
+    float a[16][16], b[16][8];
+
+    for (unsigned l = 0; l < HW_WARP; l++) {
+        const auto *m = (const hw_mma_args *) args[l];
+
+        for (unsigned i = 0; i < 8; i++) {
+            a[l / 4 + i / 2 % 2 * 8][l % 4 * 2 + i % 2 + i / 4 * 8] =
+                hw_bf16_get(m->a[i / 2], i % 2);
+        }
+
+        for (unsigned i = 0; i < 4; i++) {
+            b[l % 4 * 2 + i % 2 + i / 2 * 8][l / 4] =
+                hw_bf16_get(m->b[i / 2], i % 2);
+        }
+    }
+
+    for (unsigned l = 0; l < HW_WARP; l++) {
+        const auto *m = (const hw_mma_args *) args[l];
+
+        for (unsigned i = 0; i < 4; i++) {
+            unsigned r = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2;
+
+            for (unsigned k = 0; k < 16; k++) {
+                m->d[i] += a[r][k] * b[k][col];
+            }
+        }
+    }
+}
+
+static inline void
+hw_mma(float (&d)[4], uint4 a, uint2 b)
+{
+    hw_mma_args m = { d, { a.x, a.y, a.z, a.w }, { b.x, b.y } };
+
+    emu_sync_group(HW_WARP, &m, hw_mma_warp);
+}
+
+struct hw_ldmatrix_args {
+    const void *row;
+    uint32_t    v[4];
+    bool        turned;
+};
+
+static inline void
+hw_ldmatrix_warp(void **args, unsigned)
+{
+    for (unsigned l = 0; l < HW_WARP; l++) {
+        auto *mine = (hw_ldmatrix_args *) args[l];
+
+        for (unsigned i = 0; i < 8; i++) {
+            unsigned r = l / 4, c = l % 4 * 2 + i % 2;
+            const auto *of = (const hw_ldmatrix_args *)
+                             args[i / 2 * 8 + (mine->turned ? c : r)];
+            uint16_t    half;
+
+            if ((uintptr_t) of->row % 16 != 0) {
+                emu_fail("ldmatrix of a row at %p", of->row);
+            }
+
+            memcpy(&half, (const char *) of->row + (mine->turned ? r : c) * 2,
+                   2);
+            mine->v[i / 2] = i % 2 == 0 ? half
+                             : mine->v[i / 2] | (uint32_t) half << 16;
+        }
+    }
+}
+
+static inline uint4
+hw_ldmatrix_any(const void *row, bool turned)
+{
+    hw_ldmatrix_args m = { row, { 0, 0, 0, 0 }, turned };
+
+    emu_sync_group(HW_WARP, &m, hw_ldmatrix_warp);
+
+    return make_uint4(m.v[0], m.v[1], m.v[2], m.v[3]);
+}
+
+static inline uint4
+hw_ldmatrix(const void *row)
+{
+    return hw_ldmatrix_any(row, false);
+}
+
+static inline uint4
+hw_ldmatrix_trans(const void *row)
+{
+    return hw_ldmatrix_any(row, true);
+}
+
+static inline void
+hw_copy16(void *to, const void *from, bool there)
+{
+    if ((uintptr_t) to % 16 != 0 || (uintptr_t) from % 16 != 0) {
+        emu_fail("a copy of 16 bytes from %p to %p", from, to);
+    }
+
+    emu_copy_later(to, there ? from : NULL, 16);
+}
+
+static inline void
+hw_copy_commit()
+{
+    emu_copy_commit();
+}
+
+template <int N>
+static inline void
+hw_copy_wait()
+{
+    emu_copy_wait(N);
+}
+
+static inline void
+hw_depend()
+{
+    emu_depend();
+}
+
+static inline void
+hw_release()
+{
+}
+
+#endif /* MOE_CUDA_HW_CUH */

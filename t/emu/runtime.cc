@@ -1,0 +1,376 @@
+/*
+ * runtime.cc - the runtime's calls in the emulation: memory with guards around
+ * it, streams that are never late, graphs that are lists.
+ */
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <sys/mman.h>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+#define PAGE_BYTES      4096
+#define ALIGN           256             /* as cudaMalloc's */
+#define SLACK_BYTE      0xa5            /* between an end and its guard */
+
+struct emu_launched {
+    dim3                  n_blocks;
+    dim3                  n_threads;
+    size_t                shared_bytes;
+    bool                  overlaps;
+    std::function<void()> fn;
+};
+
+struct emu_graph {
+    std::vector<emu_launched> nodes;
+};
+
+struct emu_stream {
+    emu_graph *capture;
+};
+
+struct emu_event {
+    int unused;
+};
+
+struct block {
+    void  *pages;
+    size_t n_mapped;
+    size_t n_bytes;
+};
+
+static std::map<void *, block> blocks;
+static std::mutex              lock;
+
+
+cudaError_t
+cudaMalloc(void **p, size_t n)
+{
+    size_t room = (n + ALIGN - 1) / ALIGN * ALIGN;
+    size_t pages = (room + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    size_t all = pages + 2 * PAGE_BYTES;
+    char  *m = (char *) mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE
+                             | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (m == MAP_FAILED) {
+        return cudaErrorMemoryAllocation;
+    }
+
+    mprotect(m, PAGE_BYTES, PROT_NONE);
+    mprotect(m + all - PAGE_BYTES, PAGE_BYTES, PROT_NONE);
+
+    char *at = m + all - PAGE_BYTES - room;
+
+    /* NaN, so that what nobody wrote shows; large blocks are not for that. */
+    if (n < (16u << 20)) {
+        memset(at, 0xff, n);
+    }
+
+    memset(at + n, SLACK_BYTE, room - n);
+    *p = at;
+
+    std::lock_guard<std::mutex> hold(lock);
+
+    blocks[at] = { m, all, n };
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaFree(void *p)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    auto                        it = blocks.find(p);
+
+    if (p == NULL) {
+        return cudaSuccess;
+    }
+
+    if (it == blocks.end()) {
+        return cudaErrorInvalidValue;
+    }
+
+    const unsigned char *end = (unsigned char *) p + it->second.n_bytes;
+
+    for (size_t i = 0; i < (ALIGN - it->second.n_bytes % ALIGN) % ALIGN; i++) {
+        if (end[i] != SLACK_BYTE) {
+            emu_fail("byte %zu after a block of %zu was written", i,
+                     it->second.n_bytes);
+        }
+    }
+
+    munmap(it->second.pages, it->second.n_mapped);
+    blocks.erase(it);
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaMallocHost(void **p, size_t n)
+{
+    *p = malloc(n);
+
+    return *p != NULL ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+
+cudaError_t
+cudaFreeHost(void *p)
+{
+    free(p);
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind,
+                cudaStream_t s)
+{
+    if (s != NULL && s->capture != NULL) {
+        emu_fail("a copy within a captured graph is not emulated");
+    }
+
+    memcpy(to, from, n);
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s)
+{
+    if (s != NULL && s->capture != NULL) {
+        emu_fail("a memset within a captured graph is not emulated");
+    }
+
+    /* Fresh pages are zero already. */
+    if (v != 0 || n < (16u << 20)) {
+        memset(p, v, n);
+    }
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+emu_launch(const cudaLaunchConfig_t *c, std::function<void()> fn)
+{
+    bool overlaps = false;
+
+    for (unsigned i = 0; i < c->numAttrs; i++) {
+        overlaps |= c->attrs[i].val.programmaticStreamSerializationAllowed
+                    != 0;
+    }
+
+    if (c->stream != NULL && c->stream->capture != NULL) {
+        c->stream->capture->nodes.push_back({
+            c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps, fn });
+
+    } else {
+        emu_run(c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps, fn);
+    }
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
+{
+    *s = new emu_stream { NULL };
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaStreamDestroy(cudaStream_t s)
+{
+    delete s;
+
+    return cudaSuccess;
+}
+
+
+static cudaError_t
+not_capturing(cudaStream_t s)
+{
+    if (s != NULL && s->capture != NULL) {
+        emu_fail("waits for a stream that is being captured");
+    }
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaStreamSynchronize(cudaStream_t s)
+{
+    return not_capturing(s);
+}
+
+
+cudaError_t
+cudaDeviceSynchronize()
+{
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
+{
+    not_capturing(s);
+    s->capture = new emu_graph;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph)
+{
+    *graph = s->capture;
+    s->capture = NULL;
+
+    return *graph != NULL ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+
+cudaError_t
+cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t graph,
+                     unsigned long long)
+{
+    *e = new emu_graph(*graph);
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
+{
+    not_capturing(s);
+
+    for (const emu_launched &l : e->nodes) {
+        emu_run(l.n_blocks, l.n_threads, l.shared_bytes, l.overlaps, l.fn);
+    }
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaGraphExecDestroy(cudaGraphExec_t e)
+{
+    delete e;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
+{
+    *e = new emu_event;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaEventDestroy(cudaEvent_t e)
+{
+    delete e;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaEventRecord(cudaEvent_t, cudaStream_t)
+{
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaEventSynchronize(cudaEvent_t)
+{
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaGetDeviceCount(int *n)
+{
+    *n = 1;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaSetDevice(int)
+{
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaGetDeviceProperties(cudaDeviceProp *p, int)
+{
+    memset(p, 0, sizeof(*p));
+    snprintf(p->name, sizeof(p->name), "emulated");
+    p->totalGlobalMem = (size_t) 4 << 30;
+    p->multiProcessorCount = 4;
+    p->major = 9;
+    p->sharedMemPerBlockOptin = 227 * 1024;
+    p->l2CacheSize = 1 << 20;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaMemGetInfo(size_t *n_free, size_t *n_all)
+{
+    *n_free = *n_all = (size_t) 4 << 30;
+
+    return cudaSuccess;
+}
+
+
+cudaError_t
+cudaGetLastError()
+{
+    return cudaSuccess;
+}
+
+
+const char *
+cudaGetErrorName(cudaError_t e)
+{
+    return e == cudaSuccess ? "cudaSuccess" : "cudaErrorEmulated";
+}
+
+
+const char *
+cudaGetErrorString(cudaError_t e)
+{
+    return e == cudaSuccess ? "no error" : "an error of the emulation";
+}

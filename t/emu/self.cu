@@ -1,0 +1,337 @@
+/*
+ * self.cu - what the emulation is for: it must find the mistakes that kernels
+ * have.  Each is made on purpose, in a process of its own, beside the same
+ * kernel without it.
+ */
+extern "C" {
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+}
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cuda_runtime.h>
+#include <hw.cuh>
+
+#define N   64
+
+
+/* Whether fn, under some order of turns, ends the process or says 1. */
+static bool
+is_caught(const std::function<int()> &fn)
+{
+    bool caught = false;
+
+    for (int order = 0; order < 3; order++) {
+        pid_t pid = fork();
+
+        if (pid == 0) {
+            /* cmocka's handlers would go on with the next test. */
+            signal(SIGSEGV, SIG_DFL);
+            signal(SIGABRT, SIG_DFL);
+            (void) !freopen("/dev/null", "w", stderr);
+            emu_order_set((enum emu_order) order, 7);
+            _exit(fn() == 0 ? 0 : 1);
+        }
+
+        int status = 0;
+
+        waitpid(pid, &status, 0);
+        caught |= status != 0;
+    }
+
+    return caught;
+}
+
+
+/* Every thread reads what another has written. */
+static int
+turn_around(bool with_barrier, bool twice)
+{
+    int out[N], sum = 0;
+
+    emu_run(1, N, N * sizeof(int), false, [&] {
+        volatile int *room = (int *) (void *) hw_shared();
+        unsigned      i = threadIdx.x;
+
+        room[i] = (int) i;
+
+        if (with_barrier) {
+            __syncthreads();
+        }
+
+        out[i] = room[N - 1 - i];
+
+        if (twice) {
+            /* What was read is overwritten: that wants a barrier, too. */
+            if (with_barrier) {
+                __syncthreads();
+            }
+
+            room[i] = 1000;
+        }
+    });
+
+    for (int i = 0; i < N; i++) {
+        sum += out[i] != N - 1 - i;
+    }
+
+    return sum;
+}
+
+
+static void
+test_barrier(void **)
+{
+    assert_false(is_caught([] { return turn_around(true, false); }));
+    assert_false(is_caught([] { return turn_around(true, true); }));
+    assert_true(is_caught([] { return turn_around(false, false); }));
+}
+
+
+/* A barrier before reading, none before writing again. */
+static void
+test_second_barrier(void **)
+{
+    auto rounds = [](bool right) {
+        int bad = 0;
+
+        emu_run(1, N, sizeof(int), false, [&] {
+            volatile int *room = (int *) (void *) hw_shared();
+
+            for (int round = 0; round < 3; round++) {
+                if (threadIdx.x == 0) {
+                    *room = round;
+                }
+
+                __syncthreads();
+                bad += *room != round;
+
+                if (right) {
+                    __syncthreads();
+                }
+            }
+        });
+
+        return bad;
+    };
+
+    assert_false(is_caught([&] { return rounds(true); }));
+    assert_true(is_caught([&] { return rounds(false); }));
+}
+
+
+static void
+test_shared_bounds(void **)
+{
+    auto touch = [](size_t i) {
+        emu_run(1, 1, 64, false, [&] {
+            volatile unsigned char *p = hw_shared();
+
+            p[i] = 1;
+        });
+
+        return 0;
+    };
+
+    assert_false(is_caught([&] { return touch(63); }));
+    assert_true(is_caught([&] { return touch(64); }));
+}
+
+
+/* At the guard, in the slack before it (found by free), and before. */
+static void
+test_device_bounds(void **)
+{
+    auto touch = [](long at) {
+        void *p;
+
+        cudaMalloc(&p, 1000);
+        emu_run(1, 1, 0, false, [&] {
+            ((volatile char *) p)[at] = 1;
+        });
+
+        return cudaFree(p) == cudaSuccess ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return touch(0) + touch(999); }));
+    assert_true(is_caught([&] { return touch(1000); }));
+    assert_true(is_caught([&] { return touch(1024); }));
+    assert_true(is_caught([&] { return touch(-4096); }));
+}
+
+
+static void
+test_not_written(void **)
+{
+    auto read = [](bool write) {
+        float *p, x = 0;
+
+        cudaMalloc((void **) &p, sizeof(float));
+        emu_run(1, 1, sizeof(float), false, [&] {
+            float *room = (float *) (void *) hw_shared();
+
+            if (write) {
+                *room = *p = 1;
+            }
+
+            x = *room + *p;
+        });
+        cudaFree(p);
+
+        return x == 2 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return read(true); }));
+    assert_true(is_caught([&] { return read(false); }));
+}
+
+
+/* A copy has not arrived before it was waited for. */
+static void
+test_copy(void **)
+{
+    static const uint4 from = { 1, 2, 3, 4 };
+    auto               copy = [](bool wait) {
+        unsigned x = 0;
+
+        emu_run(1, 1, 16, false, [&] {
+            uint4 *room = (uint4 *) (void *) hw_shared();
+
+            hw_copy16(room, &from, true);
+            hw_copy_commit();
+
+            if (wait) {
+                hw_copy_wait<0>();
+            }
+
+            x = room->w;
+            hw_copy_wait<0>();
+        });
+
+        return x == 4 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return copy(true); }));
+    assert_true(is_caught([&] { return copy(false); }));
+}
+
+
+/* Not all threads come to a barrier, or to their warp. */
+static void
+test_stuck(void **)
+{
+    auto some = [](unsigned n, bool warp) {
+        emu_run(1, N, 0, false, [&] {
+            if (threadIdx.x < n) {
+                warp ? __syncwarp() : __syncthreads();
+            }
+        });
+
+        return 0;
+    };
+
+    assert_false(is_caught([&] { return some(N, false); }));
+    assert_false(is_caught([&] { return some(32, true); }));
+    assert_true(is_caught([&] { return some(32, false); }));
+    assert_true(is_caught([&] { return some(33, true); }));
+}
+
+
+/* A kernel that overlaps with the one before has to wait for it. */
+static void
+test_depend(void **)
+{
+    auto run = [](bool waits) {
+        emu_run(2, N, 0, true, [&] {
+            if (waits || threadIdx.x != 5) {
+                hw_depend();
+            }
+        });
+
+        return 0;
+    };
+
+    assert_false(is_caught([&] { return run(true); }));
+    assert_true(is_caught([&] { return run(false); }));
+}
+
+
+/* mma and ldmatrix against their definition. */
+static void
+test_mma(void **)
+{
+    static uint16_t a[16][16], b[8][16];        /* b by columns */
+    float           want[16][8] = {}, got[16][8] = {};
+
+    for (int i = 0; i < 16 * 16; i++) {
+        a[i / 16][i % 16] = (uint16_t) hw_bf16x2((float) (i * 7 % 23), 0);
+    }
+
+    for (int i = 0; i < 8 * 16; i++) {
+        b[i / 16][i % 16] = (uint16_t) hw_bf16x2((float) (i * 5 % 19), 0);
+    }
+
+    for (int i = 0; i < 16 * 8 * 16; i++) {
+        int r = i / 128, col = i / 16 % 8, k = i % 16;
+
+        want[r][col] += (float) (((r * 16 + k) * 7 % 23)
+                                 * ((col * 16 + k) * 5 % 19));
+    }
+
+    emu_run(1, HW_WARP, sizeof(a) + 2 * sizeof(b), false, [&] {
+        unsigned char *room = hw_shared();
+        unsigned       l = hw_lane();
+        float          d[4] = {};
+
+        if (l == 0) {
+            memcpy(room, a, sizeof(a));
+            memcpy(room + sizeof(a), b, sizeof(b));
+            memcpy(room + sizeof(a) + sizeof(b), b, sizeof(b));
+        }
+
+        __syncwarp();
+
+        uint4 fa = hw_ldmatrix(room + l % 16 * 32 + l / 16 * 16);
+        uint4 fb = hw_ldmatrix(room + sizeof(a) + l % 8 * 32
+                               + l / 8 % 2 * 16 + l / 16 * sizeof(b));
+
+        hw_mma(d, fa, make_uint2(fb.x, fb.y));
+
+        for (unsigned i = 0; i < 4; i++) {
+            got[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = d[i];
+        }
+    });
+
+    assert_memory_equal(got, want, sizeof(got));
+}
+
+
+int
+main()
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_barrier),
+        cmocka_unit_test(test_second_barrier),
+        cmocka_unit_test(test_shared_bounds),
+        cmocka_unit_test(test_device_bounds),
+        cmocka_unit_test(test_not_written),
+        cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_stuck),
+        cmocka_unit_test(test_depend),
+        cmocka_unit_test(test_mma),
+    };
+
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
