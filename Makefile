@@ -77,7 +77,7 @@ ENGINE = $(O)/moe-engine
 
 
 .SECONDARY: $(EMU_OBJ) $(CUDA_OBJ)
-.PHONY: all engine module tests cuda no-cuda
+.PHONY: all engine module tests tools cuda no-cuda
 all: engine module
 
 engine: $(ENGINE) $(if $(NVCC),,no-cuda)
@@ -87,7 +87,8 @@ module: $(MODULE)
 cuda: engine
 no-cuda:
 	@echo "no nvcc: moe-engine is built without CUDA"
-tests: $(UNIT) $(BENCH) $(TOOLS) $(EMU_TEST)
+tests: $(UNIT) $(BENCH) $(EMU_TEST) tools
+tools: $(TOOLS)
 
 $(O)/%.o: %.c | build-deps
 	@mkdir -p $(@D)

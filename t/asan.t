@@ -17,21 +17,18 @@ plan(skip_all => 'these binaries have a sanitizer already')
 my $nginx = "$Moe::build/nginx-asan";
 my $engine = "$Moe::build/asan";
 
-sub built {
-    my ($what, $command) = @_;
-    my $said = `($command) 2>&1`;
-    return 1 unless $?;
+# Debian's source may be out of reach; our own is not.
+my $said = `bash $Moe::root/t/tools/build-nginx-asan.sh $nginx 2>&1`;
+if ($?) {
     my ($why) = reverse grep { /\S/ } split /\n/, $said;
-    plan(skip_all => "$what cannot be built: $why");
+    plan(skip_all => "nginx with sanitizers cannot be built: $why");
 }
+my $make = "make -s -C $Moe::root BUILD=$engine SAN=address,undefined"
+           . " CFLAGS='-O1 -g' engine tools";
+$said = `$make 2>&1`;
+$? == 0 or die "the engine with sanitizers cannot be built:\n$said";
 
-built('nginx with sanitizers',
-      "bash $Moe::root/t/tools/build-nginx-asan.sh $nginx");
-built('the engine with sanitizers',
-      "make -s -C $Moe::root BUILD=$engine SAN=address,undefined"
-      . " CFLAGS='-O1 -g' engine tools");
-
-$ENV{NGINX} = "$nginx/nginx";
+$ENV{TEST_NGINX} = "$nginx/nginx";
 $ENV{MODULE} = "$nginx/ngx_http_moe_module.so";
 $ENV{BUILD} = $engine;
 delete $ENV{LONG};

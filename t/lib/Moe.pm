@@ -17,7 +17,7 @@ package Moe;
 #     while (my $e = $s->event) { ... $e->{json} ... $e->{at} ... }
 #     $moe->done;                             # asserts, and done_testing
 #
-# Environment: BUILD (build), NGINX (nginx), MODULE (the one in BUILD), MODEL
+# Environment: BUILD (build), TEST_NGINX (nginx), MODULE (the one in BUILD), MODEL
 # (conf/demo/model), MOE_KEEP (keep the directory), MOE_LOG (level of error.log;
 # notice).
 # This file must not know what a single test is about.
@@ -46,7 +46,7 @@ sub new {
     my ($class, %o) = @_;
 
     my $self = bless {
-        nginx  => $o{nginx} // $ENV{NGINX} // find('nginx'),
+        nginx  => $o{nginx} // $ENV{TEST_NGINX} // find('nginx'),
         module => $o{module} // $ENV{MODULE} // "$build/ngx_http_moe_module.so",
         allow  => [],       # lines of error.log that the test expects
         ports  => {},
