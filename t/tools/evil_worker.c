@@ -430,7 +430,8 @@ static const struct field {
     FIELD(n_biases, uint32_t, 1), FIELD(n_biases, uint32_t, UINT32_MAX),
     FIELD(n_biases, uint32_t, 0x20000000), FIELD(n_stops, uint32_t, 1),
     FIELD(n_stops, uint32_t, 17), FIELD(n_stops, uint32_t, UINT32_MAX),
-    FIELD(zero, uint32_t, 1)
+    FIELD(n_resumes, uint32_t, 1), FIELD(n_resumes, uint32_t, 2),
+    FIELD(n_resumes, uint32_t, UINT32_MAX)
 };
 
 static const struct body {
