@@ -257,8 +257,8 @@ struct backend {
 };
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",
- * "cpu:avx512"; "cuda"; "auto": cuda where there is one, else cpu.  n_threads
- * 0 = one per core.  NULL: e. */
+ * "cpu:avx512", "cpu:avx512bf16"; "cuda"; "auto": cuda where there is one,
+ * else cpu.  n_threads 0 = one per core.  NULL: e. */
 struct backend *backend_open(const char *name, int n_threads, struct err *e);
 
 /* What backend_open() chooses among: cpu/cpu.c, and cuda/backend.cu if it was

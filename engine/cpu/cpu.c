@@ -545,6 +545,13 @@ has_avx512(void)
 
 
 static int
+has_avx512bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+
+static int
 has_all(void)
 {
     return 1;
@@ -556,6 +563,7 @@ static const struct {
     const struct kernels *kernels;
     int                 (*runs_here)(void);
 } choices[] = {
+    { &kernels_avx512bf16, has_avx512bf16 },
     { &kernels_avx512, has_avx512 },
     { &kernels_avx2, has_avx2 },
     { &kernels_ref, has_all }
@@ -584,8 +592,8 @@ kernels_choose(const char *name, struct err *e)
         }
     }
 
-    err_set(e, "backend \"%s\": expected cpu, cpu:avx512, cpu:avx2 or cpu:ref",
-            name);
+    err_set(e, "backend \"%s\": expected cpu, cpu:avx512bf16, cpu:avx512, "
+            "cpu:avx2 or cpu:ref", name);
     return NULL;
 }
 

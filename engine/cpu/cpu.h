@@ -57,6 +57,7 @@ struct kernels {
 extern const struct kernels kernels_ref;
 extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_avx512;
+extern const struct kernels kernels_avx512bf16;
 
 struct cpu {
     struct backend        b;

@@ -1,14 +1,32 @@
 /*
- * fast_avx512.c - the fast kernels for this kind of vector; cpu.c chooses it
+ * fast_avx512.c - the fast kernels for this kind of vector; cpu.c chooses them
  * only where the machine has it.
  */
 #include "cpu/vec_avx512.h"
 
+#include "cpu/avx512.h"
 #include "cpu/fast_linear.h"
 #include "cpu/fast_rows.h"
 #include "cpu/fast_mla.h"
 
 
+static void
+linear(const struct linear *a, uint32_t tile0, uint32_t tile1, uint32_t row0,
+       uint32_t row1)
+{
+    if (a->dtype == DTYPE_BF16) {
+        bf16_linear(a, tile0, tile1, row0, row1);
+
+    } else {
+        fast_linear(a, tile0, tile1, row0, row1);
+    }
+}
+
+
 const struct kernels VEC_KERNELS = {
     VEC_NAME, fast_linear, fast_mla, fast_rmsnorm, fast_silu_mul
+};
+
+const struct kernels kernels_avx512bf16 = {
+    "avx512bf16", linear, fast_mla, fast_rmsnorm, fast_silu_mul
 };

@@ -1,0 +1,14 @@
+/*
+ * avx512.h - kernels for what only some machines with AVX-512 have; signatures
+ * are those of struct kernels.
+ */
+#ifndef MOE_CPU_AVX512_H
+#define MOE_CPU_AVX512_H
+
+#include "cpu/cpu.h"
+
+/* For BF16 weights: x is rounded to BF16. */
+void bf16_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
+                 uint32_t row0, uint32_t row1);
+
+#endif /* MOE_CPU_AVX512_H */

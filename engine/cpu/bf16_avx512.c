@@ -1,0 +1,261 @@
+/*
+ * bf16_avx512.c - y = W x with BF16 weights, by VDPBF16PS: a lane adds the
+ * products of a pair of BF16 to its FP32.  In: the same rectangle as every
+ * kernel's.  Out: the same outputs, x rounded to BF16 first.
+ *
+ * An output is one chain over the pairs of columns in order, begun at 0 or at
+ * y itself (add); where the chain pauses it is kept in y, exactly, so neither
+ * blocks nor rows change a bit (D6).
+ *
+ * Rows are rounded into a panel on the stack, which stays in L2.  A block is R
+ * tiles by T rows in registers over BLOCK_PAIRS pairs: with T = 12 an element
+ * of W is used 12 times for one load, with few rows the weights stream past
+ * and the rows stay in L1.
+ */
+#include <immintrin.h>
+
+#include "cpu/cpu.h"
+#include "cpu/avx512.h"
+
+#define INLINE          static inline __attribute__((always_inline))
+
+#define BLOCK_PAIRS     256
+#define PANEL_STRIDE    272     /* pairs: rows fall on different sets of L1 */
+#define PANEL_BLOCKS    160     /* rows * blocks of columns: 170 KiB */
+#define PANEL_ROWS      120
+#define T_MAX           12
+
+/* With so few rows the weights come from memory, and are asked for early. */
+#define T_STREAM        4
+#define AHEAD           512     /* bytes */
+
+struct block {
+    const uint8_t  *w;          /* first tile's pairs of this block */
+    size_t          w_tile;     /* bytes from tile to tile */
+    const uint32_t *x;          /* (T, PANEL_STRIDE) pairs */
+    uint32_t        n_pairs;
+    uint32_t        n_out;      /* outputs from the first tile on */
+    float          *y;
+    size_t          y_stride;
+    int             go_on;      /* the chain goes on from y */
+};
+
+
+/* The first n lanes, or all. */
+INLINE __mmask16
+lanes(uint32_t n)
+{
+    return (__mmask16) ((1u << (n < 16 ? n : 16)) - 1);
+}
+
+
+INLINE __mmask16
+tile_mask(const struct block *b, int r)
+{
+    return lanes(b->n_out - (uint32_t) r * TILE);
+}
+
+
+INLINE void
+block_run(const struct block *b, int R, int T)
+{
+    __m512 sum[4][T_MAX];
+
+#pragma GCC unroll 12
+    for (int t = 0; t < T; t++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const float *y = b->y + b->y_stride * (size_t) t + r * TILE;
+
+            sum[r][t] = b->go_on ? _mm512_maskz_loadu_ps(tile_mask(b, r), y)
+                                 : _mm512_setzero_ps();
+        }
+    }
+
+    for (size_t i = 0; i < b->n_pairs; i++) {
+        __m512bh w[4];
+
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const uint8_t *p = b->w + b->w_tile * (size_t) r + i * TILE * 4;
+
+            w[r] = (__m512bh) _mm512_loadu_si512(p);
+
+            if (T <= T_STREAM) {
+                _mm_prefetch((const char *) p + AHEAD, _MM_HINT_T0);
+            }
+        }
+
+#pragma GCC unroll 12
+        for (int t = 0; t < T; t++) {
+            __m512bh x = (__m512bh) _mm512_set1_epi32(
+                             (int) b->x[(size_t) t * PANEL_STRIDE + i]);
+
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                sum[r][t] = _mm512_dpbf16_ps(sum[r][t], w[r], x);
+            }
+        }
+    }
+
+#pragma GCC unroll 12
+    for (int t = 0; t < T; t++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            _mm512_mask_storeu_ps(b->y + b->y_stride * (size_t) t + r * TILE,
+                                  tile_mask(b, r), sum[r][t]);
+        }
+    }
+}
+
+
+#define BLOCK(R, T)     static void block_##R##_##T(const struct block *b)    \
+                        { block_run(b, R, T); }
+
+BLOCK(4, 1) BLOCK(4, 2) BLOCK(4, 3) BLOCK(4, 4) BLOCK(4, 5) BLOCK(4, 6)
+BLOCK(2, 6) BLOCK(2, 7) BLOCK(2, 8) BLOCK(2, 9) BLOCK(2, 10) BLOCK(2, 11)
+BLOCK(2, 12)
+BLOCK(1, 1) BLOCK(1, 2) BLOCK(1, 3) BLOCK(1, 4) BLOCK(1, 5) BLOCK(1, 6)
+BLOCK(1, 7) BLOCK(1, 8) BLOCK(1, 9) BLOCK(1, 10) BLOCK(1, 11) BLOCK(1, 12)
+
+/* By T.  R * T sums, R weights and an element of x fit 32 registers; rows that
+ * make several parts make none below 6. */
+typedef void (*block_fn)(const struct block *b);
+
+static const block_fn block_4[T_MAX + 1] = {
+    NULL, block_4_1, block_4_2, block_4_3, block_4_4, block_4_5, block_4_6
+};
+
+static const block_fn block_2[T_MAX + 1] = {
+    NULL, NULL, NULL, NULL, NULL, NULL, block_2_6,
+    block_2_7, block_2_8, block_2_9, block_2_10, block_2_11, block_2_12
+};
+
+static const block_fn block_1[T_MAX + 1] = {
+    NULL, block_1_1, block_1_2, block_1_3, block_1_4, block_1_5, block_1_6,
+    block_1_7, block_1_8, block_1_9, block_1_10, block_1_11, block_1_12
+};
+
+
+/* Rows of x, rounded. */
+struct panel {
+    uint32_t            row;
+    uint32_t            n_rows;
+    uint32_t            col;        /* first column, a block's */
+    uint32_t            n_cols;
+    _Alignas(64) uint32_t x[PANEL_BLOCKS * PANEL_STRIDE];
+                                    /* (blocks, n_rows, PANEL_STRIDE) */
+};
+
+
+/* n elements to BF16, in pairs; an odd last one is paired with 0. */
+static void
+round_row(uint32_t *to, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 32) {
+        uint32_t left = n - i;
+        __m512   a = _mm512_maskz_loadu_ps(lanes(left), x + i);
+        __m512   b = _mm512_maskz_loadu_ps(lanes(left > 16 ? left - 16 : 0),
+                                           x + i + 16);
+
+        _mm512_storeu_si512(to + i / 2,
+                            (__m512i) _mm512_cvtne2ps_pbh(b, a));
+    }
+}
+
+
+static void
+panel_fill(struct panel *p, const struct linear *a)
+{
+    uint32_t *to = p->x;
+
+    for (uint32_t at = 0; at < p->n_cols; at += 2 * BLOCK_PAIRS) {
+        uint32_t left = p->n_cols - at;
+
+        for (uint32_t r = p->row; r < p->row + p->n_rows; r++) {
+            size_t from = a->x_rows != NULL ? a->x_rows[r] : r;
+
+            round_row(to, a->x + a->x_stride * from + p->col + at,
+                      left < 2 * BLOCK_PAIRS ? left : 2 * BLOCK_PAIRS);
+            to += PANEL_STRIDE;
+        }
+    }
+}
+
+
+/* One block of columns for all rows, in parts of nearly equal size. */
+static void
+run_rows(struct block b, uint32_t n, const block_fn *run)
+{
+    uint32_t n_parts = (n + T_MAX - 1) / T_MAX, done = 0;
+
+    for (uint32_t i = 1; i <= n_parts; i++) {
+        uint32_t T = n * i / n_parts - done;
+
+        run[T](&b);
+        b.x += (size_t) PANEL_STRIDE * T;
+        b.y += b.y_stride * T;
+        done += T;
+    }
+}
+
+
+static void
+panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
+          const block_fn *run)
+{
+    struct block b = {
+        .w_tile = tile_bytes(DTYPE_BF16, a->n_in),
+        .n_out = a->n_out - tile * TILE,
+        .y = a->y + a->y_stride * p->row + tile * TILE,
+        .y_stride = a->y_stride
+    };
+
+    for (uint32_t at = 0; at < p->n_cols; at += 2 * BLOCK_PAIRS) {
+        uint32_t left = (p->n_cols - at + 1) / 2;
+
+        b.w = a->w + b.w_tile * tile + (size_t) (p->col + at) / 2 * TILE * 4;
+        b.x = p->x + (size_t) at / (2 * BLOCK_PAIRS) * p->n_rows
+                     * PANEL_STRIDE;
+        b.n_pairs = left < BLOCK_PAIRS ? left : BLOCK_PAIRS;
+        b.go_on = a->add || p->col + at != 0;
+        run_rows(b, p->n_rows, run);
+    }
+}
+
+
+static void
+panel_run_tiles(const struct panel *p, const struct linear *a, uint32_t tile0,
+                uint32_t tile1)
+{
+    uint32_t        R = p->n_rows <= 6 ? 4 : 2, tile = tile0;
+    const block_fn *many = R == 4 ? block_4 : block_2;
+
+    for ( ; tile + R <= tile1; tile += R) {
+        panel_run(p, a, tile, many);
+    }
+
+    for ( ; tile < tile1; tile++) {
+        panel_run(p, a, tile, block_1);
+    }
+}
+
+
+void
+bf16_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
+            uint32_t row0, uint32_t row1)
+{
+    struct panel p;
+
+    for (p.row = row0; p.row < row1; p.row += p.n_rows) {
+        p.n_rows = row1 - p.row < PANEL_ROWS ? row1 - p.row : PANEL_ROWS;
+
+        uint32_t most = PANEL_BLOCKS / p.n_rows * BLOCK_PAIRS * 2;
+
+        for (p.col = 0; p.col < a->n_in; p.col += p.n_cols) {
+            p.n_cols = a->n_in - p.col < most ? a->n_in - p.col : most;
+            panel_fill(&p, a);
+            panel_run_tiles(&p, a, tile0, tile1);
+        }
+    }
+}
