@@ -251,6 +251,8 @@ struct weights {
     void           *memory;     /* of the backend: everything above */
     size_t          n_bytes;
     size_t          n_active_bytes;     /* read for one token */
+    uint64_t        n_products;         /* multiply-adds for one token */
+    uint64_t        n_head_products;    /* and for a row of logits */
 };
 
 struct weights_source {

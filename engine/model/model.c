@@ -355,6 +355,8 @@ write_plan(struct model *m)
 
     info->weight_bytes = m->w.n_bytes;
     info->active_weight_bytes = m->w.n_active_bytes;
+    info->n_products = m->w.n_products;
+    info->n_head_products = m->w.n_head_products;
 
     snprintf(info->plan, sizeof(info->plan),
              "%s, %u layers, %s: %.1f MiB of weights (%.1f read for a token), "

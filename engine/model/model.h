@@ -50,6 +50,8 @@ struct model_info {
     uint64_t    page_bytes;
     uint64_t    weight_bytes;
     uint64_t    active_weight_bytes;    /* read for one token */
+    uint64_t    n_products;     /* multiply-adds with weights for one token */
+    uint64_t    n_head_products;    /* and for one row of logits */
     uint32_t    eos[MODEL_EOS_MAX];     /* config.json and generation_config */
     uint32_t    n_eos;
     int64_t     bos;            /* -1: none */

@@ -559,6 +559,36 @@ active_bytes(const struct weights_loader *l)
 }
 
 
+/* Multiply-adds of one token: as many as there are weights, but of the
+ * embedding none, and of the experts those that are chosen. */
+static void
+count_products(const struct weights_loader *l)
+{
+    const struct config *c = l->c;
+
+    for (size_t i = 0; i < l->n_items; i++) {
+        const struct item *it = &l->items[i];
+        uint64_t           n = (uint64_t) it->n_rows * it->n_cols;
+
+        if (it->target == &l->w->globals.head) {
+            l->w->n_head_products = n;
+
+        } else if (it->spec->kind == TENSOR_EXPERTS) {
+            l->w->n_products += n * c->n_active;
+
+        } else if (it->spec->kind != TENSOR_VECTOR
+                   && it->target != &l->w->globals.embed)
+        {
+            l->w->n_products += n;
+        }
+    }
+
+    if (l->head_is_embed) {
+        l->w->n_head_products = (uint64_t) c->vocab * c->dim;
+    }
+}
+
+
 struct weights_loader *
 weights_plan(struct weights *w, struct backend *b, const struct config *c,
              const struct family *f, const struct weights_source *src,
@@ -613,6 +643,7 @@ weights_plan(struct weights *w, struct backend *b, const struct config *c,
     }
 
     w->n_active_bytes = active_bytes(l);
+    count_products(l);
 
     return l;
 

@@ -1,8 +1,13 @@
 /*
  * model.c - tokens a second of the model alone, without server or sampler:
  * reading a prompt of 512 tokens, and decoding 1, 4 and 16 sequences together,
- * each behind 256 tokens.  Of MODEL (the demo model, if not given), and of
- * published shapes with random weights, which cost the same as true ones.
+ * each behind 256 to 511 tokens.  Of MODEL (the demo model, if not given), and
+ * of published shapes with random weights, which cost the same as true ones.
+ *
+ * Each is set beside what the machine can do at most, probed next to the run:
+ * for decoding, the bytes of the weights and keys of a token over the read
+ * bandwidth; for a prompt, the products with weights (attention is not counted)
+ * over the peak of the best multiply-add.
  *
  * SECONDS bounds each run, THREADS, QUANT and BACKEND are the engine's options,
  * SHAPE runs only the shape of that name.
@@ -13,6 +18,7 @@
 #include <unistd.h>
 
 #include "engine/model/model.h"
+#include "bench/probe.h"
 
 #define MAX_SEQS    16
 #define PROMPT      512
@@ -21,6 +27,7 @@
 static uint32_t pages[MAX_SEQS][SEQ_PAGES];
 static uint32_t tokens[MAX_SEQS][PROMPT];
 static double   seconds = 3;
+static struct probe probe;
 
 
 static void
@@ -106,6 +113,63 @@ load(const char *dir)
 }
 
 
+/* Bytes that decoding a token behind `pos` others reads. */
+static double
+token_bytes(const struct model_info *info, uint32_t pos)
+{
+    return (double) info->active_weight_bytes
+           + (double) info->page_bytes / MODEL_PAGE_TOK * pos;
+}
+
+
+/* The largest of the rates at which this machine can multiply. */
+static double
+peak(void)
+{
+    const char *quant = getenv("QUANT");
+    double      f32 = probe_f32(&probe), bf16 = probe_bf16(&probe);
+
+    if (quant != NULL && strncmp(quant, "int", 3) == 0) {
+        double int8 = probe_int8(&probe);
+
+        return int8 > 0 ? int8 : f32;
+    }
+
+    return bf16 > 0 && (quant == NULL || strcmp(quant, "f32") != 0) ? bf16
+                                                                    : f32;
+}
+
+
+static void
+measure_prefill(const char *shape, struct model *m)
+{
+    const struct model_info *info = model_info(m);
+    double                   most = peak(), rate = prefill(m);
+    double                   per_tok = (double) info->n_products * 2
+                                       + (double) info->n_head_products * 2
+                                         / PROMPT;
+
+    line(shape, "prefill_512", rate, "tok/s");
+    line(shape, "prefill_512.share", rate * per_tok / most, "of_peak");
+}
+
+
+/* The read rate flips within minutes: probed before and after. */
+static void
+measure_decode(const char *shape, struct model *m)
+{
+    double before = probe_read(&probe), one = decode(m, 1, 256);
+    double after = probe_read(&probe);
+
+    line(shape, "decode_1", one, "tok/s");
+    line(shape, "decode_1.share",
+         one * token_bytes(model_info(m), 384)
+         / (before > after ? before : after), "of_read");
+    line(shape, "decode_4", decode(m, 4, 256), "tok/s");
+    line(shape, "decode_16", decode(m, 16, 256), "tok/s");
+}
+
+
 static void
 measure(const char *shape, const char *dir)
 {
@@ -122,15 +186,8 @@ measure(const char *shape, const char *dir)
         }
     }
 
-    line(shape, "prefill_512", prefill(m), "tok/s");
-
-    double one = decode(m, 1, 256);
-
-    line(shape, "decode_1", one, "tok/s");
-    line(shape, "decode_1_weights",
-         one * (double) info->active_weight_bytes / 1e9, "GB/s");
-    line(shape, "decode_4", decode(m, 4, 256), "tok/s");
-    line(shape, "decode_16", decode(m, 16, 256), "tok/s");
+    measure_prefill(shape, m);
+    measure_decode(shape, m);
     model_free(m);
 }
 
@@ -151,11 +208,26 @@ main(void)
         seconds = strtod(getenv("SECONDS"), NULL);
     }
 
+    struct err   e = { "" };
+    const char  *threads = getenv("THREADS");
+    struct pool *pool = pool_create(threads ? (int) strtol(threads, NULL, 10)
+                                            : 0, &e);
+
+    if (pool == NULL) {
+        fprintf(stderr, "bench: %s\n", e.text);
+        return 1;
+    }
+
+    probe_open(&probe, pool);
+
     for (size_t i = 0; i < BASE_COUNT(shapes); i++) {
         if (only == NULL || strcmp(only, shapes[i].name) == 0) {
             measure(shapes[i].name, shapes[i].dir);
         }
     }
+
+    probe_close(&probe);
+    pool_free(pool);
 
     return 0;
 }
