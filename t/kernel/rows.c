@@ -1,0 +1,264 @@
+/*
+ * rows.c - what is done to single rows, and attention, against the reference:
+ * odd sizes, hard inputs, page boundaries, any number of threads.
+ */
+#include "kernel.h"
+
+static const char *const backends[] = {
+    "cpu:avx2", "cpu:avx512", "cpu:avx512bf16"
+};
+
+#define N_MAX       1030
+#define ROWS        9
+
+
+static void
+ones(float *to, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        to[i] = 1;
+    }
+}
+
+
+/* The sum of squares has no cancellation: relative to each element itself. */
+static void
+test_rmsnorm(void **state)
+{
+    static const uint32_t sizes[] = { 1, 7, 8, 15, 16, 17, 63, 65, N_MAX };
+    static float          x[ROWS * N_MAX], w[N_MAX], want[ROWS * N_MAX];
+    static float          got[ROWS * N_MAX], scale[ROWS * N_MAX];
+    struct backend       *ref = open_backend("cpu:ref", 1);
+    struct backend       *b = open_backend(*state, 3);
+
+    for (size_t i = 0; b != NULL && i < BASE_COUNT(sizes) * KIND_N; i++) {
+        uint32_t n = sizes[i / KIND_N];
+
+        fill(x, (size_t) ROWS * n, (enum kind) (i % KIND_N));
+        fill(w, n, KIND_OUTLIERS);
+        ref->ops->rmsnorm(ref, (struct tensor) { want, n },
+                          (struct tensor) { x, n }, w, 1e-6f, ROWS, n);
+        b->ops->rmsnorm(b, (struct tensor) { got, n },
+                        (struct tensor) { x, n }, w, 1e-6f, ROWS, n);
+
+        for (size_t k = 0; k < (size_t) ROWS * n; k++) {
+            scale[k] = fabsf(want[k]);
+        }
+
+        compare(kind_names[i % KIND_N], got, want, scale, ROWS, n, 1e-6);
+    }
+
+    close_backend(ref);
+
+    if (b == NULL) {
+        skip();
+    }
+
+    close_backend(b);
+}
+
+
+static void
+test_silu_mul(void **state)
+{
+    static const uint32_t sizes[] = { 1, 7, 8, 15, 16, 17, 63, 65, N_MAX };
+    static float          gate[ROWS * N_MAX], up[ROWS * N_MAX];
+    static float          want[ROWS * N_MAX], got[ROWS * N_MAX];
+    static float          scale[ROWS * N_MAX];
+    struct backend       *ref = open_backend("cpu:ref", 1);
+    struct backend       *b = open_backend(*state, 3);
+
+    for (size_t i = 0; b != NULL && i < BASE_COUNT(sizes) * KIND_N; i++) {
+        uint32_t n = sizes[i / KIND_N];
+
+        fill(gate, (size_t) ROWS * n, (enum kind) (i % KIND_N));
+        fill(up, (size_t) ROWS * n, KIND_PLAIN);
+        ref->ops->silu_mul(ref, (struct tensor) { want, n },
+                           (struct tensor) { gate, n },
+                           (struct tensor) { up, n }, ROWS, n);
+        b->ops->silu_mul(b, (struct tensor) { got, n },
+                         (struct tensor) { gate, n },
+                         (struct tensor) { up, n }, ROWS, n);
+
+        for (size_t k = 0; k < (size_t) ROWS * n; k++) {
+            scale[k] = fabsf(want[k]) + 1e-28f;     /* e^88 is most */
+        }
+
+        compare(kind_names[i % KIND_N], got, want, scale, ROWS, n, 1e-6);
+    }
+
+    close_backend(ref);
+
+    if (b == NULL) {
+        skip();
+    }
+
+    close_backend(b);
+}
+
+
+/* Tokens on both sides of the ends of pages, in pages in no order. */
+#define HEADS       11
+#define LATENT      70
+#define ROPE        6
+#define ROW         80          /* backend_pad(LATENT + ROPE) */
+#define PAGES       5
+#define TOKENS      7
+#define LAYERS      2
+
+static const uint32_t positions[TOKENS] = { 0, 1, 15, 63, 64, 128, 319 };
+static const uint32_t page_table[PAGES] = { 3, 0, 4, 1, 2 };
+
+
+/* Keys by their position, put one batch of one token after the other. */
+static struct kv_store
+keys_make(struct backend *b, enum dtype dtype, float *keys)
+{
+    struct kv_store kv = { NULL, dtype, PAGES, LAYERS, ROW };
+
+    kv.data = b->ops->alloc(b, (size_t) PAGES * LAYERS * BACKEND_PAGE_TOK * ROW
+                               * dtype_bytes(dtype));
+    assert_non_null(kv.data);
+
+    for (uint32_t pos = 0; pos < PAGES * BACKEND_PAGE_TOK; pos++) {
+        const uint32_t *pages = page_table;
+        uint32_t        id = 0;
+        struct batch    batch = { 1, &id, &pos, &pages };
+
+        b->ops->begin(b, &batch);
+        b->ops->kv_put(b, &kv, 1, (struct tensor) {
+                           keys + (size_t) pos * (LATENT + ROPE),
+                           LATENT + ROPE }, LATENT + ROPE);
+    }
+
+    return kv;
+}
+
+
+static void
+run_mla(struct backend *b, const struct kv_store *kv, float *y, float *q,
+        uint32_t first, uint32_t n)
+{
+    const uint32_t *pages[TOKENS];
+    uint32_t        ids[TOKENS] = { 0 };
+    struct batch    batch = { n, ids, positions + first, pages };
+
+    for (uint32_t i = 0; i < n; i++) {
+        pages[i] = page_table;
+    }
+
+    b->ops->begin(b, &batch);
+    b->ops->mla(b, &(struct mla) {
+        .y = { y + (size_t) first * HEADS * ROW, HEADS * ROW },
+        .q = { q + (size_t) first * HEADS * ROW, HEADS * ROW },
+        .kv = kv, .layer = 1, .n_heads = HEADS, .n_latent = LATENT,
+        .scale = 0.3f });
+}
+
+
+/* Only the first n_latent columns are promised. */
+static void
+latents(float *to, const float *y)
+{
+    for (size_t h = 0; h < TOKENS * HEADS; h++) {
+        memcpy(to + h * LATENT, y + h * ROW, LATENT * sizeof(float));
+    }
+}
+
+
+static void
+mla_case(struct backend *b, struct backend *ref, enum dtype dtype,
+         enum kind kind)
+{
+    static float keys[PAGES * BACKEND_PAGE_TOK * (LATENT + ROPE)];
+    static float q[TOKENS * HEADS * ROW], y[TOKENS * HEADS * ROW];
+    static float want[TOKENS * HEADS * LATENT], got[TOKENS * HEADS * LATENT];
+    static float scale[TOKENS * HEADS * LATENT];
+
+    fill(keys, sizeof(keys) / sizeof(float), kind);
+    fill(q, sizeof(q) / sizeof(float), KIND_PLAIN);
+
+    for (size_t i = 0; i < TOKENS * HEADS; i++) {
+        memset(q + i * ROW + LATENT + ROPE, 0,
+               (ROW - LATENT - ROPE) * sizeof(float));
+    }
+
+    struct kv_store kv = keys_make(ref, dtype, keys);
+
+    /* Scores of hundreds: e^x makes their last bit a part of 1e-5. */
+    ones(scale, sizeof(scale) / sizeof(float));
+
+    for (size_t i = 0; kind == KIND_OUTLIERS || kind == KIND_CANCEL; i++) {
+        if (i == sizeof(scale) / sizeof(float)) {
+            break;
+        }
+
+        scale[i] = 1000;
+    }
+
+    run_mla(ref, &kv, y, q, 0, TOKENS);
+    latents(want, y);
+    run_mla(b, &kv, y, q, 0, TOKENS);
+    latents(got, y);
+    compare(kind_names[kind], got, want, scale, TOKENS * HEADS, LATENT, 1e-5);
+
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        run_mla(b, &kv, y, q, t, 1);
+    }
+
+    latents(want, y);
+    compare_bits("one by one", got, want, sizeof(got) / sizeof(float));
+    ref->ops->free(ref, kv.data, (size_t) PAGES * LAYERS * BACKEND_PAGE_TOK
+                                 * ROW * dtype_bytes(dtype));
+}
+
+
+static void
+test_mla(void **state)
+{
+    struct backend *ref = open_backend("cpu:ref", 1);
+    struct backend *b = open_backend(*state, 3);
+
+    for (int kind = 0; b != NULL && kind < KIND_N; kind++) {
+        mla_case(b, ref, DTYPE_F32, (enum kind) kind);
+        mla_case(b, ref, DTYPE_BF16, (enum kind) kind);
+    }
+
+    close_backend(ref);
+
+    if (b == NULL) {
+        skip();
+    }
+
+    close_backend(b);
+}
+
+
+int
+main(void)
+{
+    static const struct {
+        const char        *name;
+        CMUnitTestFunction fn;
+    } kinds[] = {
+        { "rmsnorm", test_rmsnorm }, { "silu_mul", test_silu_mul },
+        { "mla", test_mla }
+    };
+    struct CMUnitTest tests[BASE_COUNT(kinds) * BASE_COUNT(backends)];
+    char              titles[BASE_COUNT(tests)][64];
+    size_t            n = 0;
+
+    for (size_t i = 0; i < BASE_COUNT(kinds); i++) {
+        for (size_t k = 0; k < BASE_COUNT(backends); k++, n++) {
+            snprintf(titles[n], sizeof(titles[n]), "%s, %s", kinds[i].name,
+                     backends[k]);
+            tests[n] = (struct CMUnitTest) {
+                titles[n], kinds[i].fn, NULL, NULL, (void *) backends[k]
+            };
+        }
+    }
+
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
