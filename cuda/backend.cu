@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Kept free of weights and keys: scratch memory of long prompts. */
+/* Kept free of weights and keys: for graphs, and the driver's own. */
 #define RESERVE_BYTES   ((uint64_t) 1 << 30)
 /* Words for a step's tokens and page tables before they have to grow. */
 #define META_WORDS      ((size_t) 1 << 20)
@@ -25,20 +25,6 @@ cuda_fail(const char *file, int line, const char *call, cudaError_t e)
     log_line(LOG_LEVEL_ERROR, "%s:%d: %s: %s (%s)", file, line, call,
              cudaGetErrorName(e), cudaGetErrorString(e));
     _exit(1);
-}
-
-
-void *
-cuda_scratch(struct cuda *c, size_t n)
-{
-    if (n > c->scratch_bytes) {
-        CUDA_CHECK(cudaStreamSynchronize(c->stream));
-        CUDA_CHECK(cudaFree(c->scratch));
-        CUDA_CHECK(cudaMalloc(&c->scratch, n));
-        c->scratch_bytes = n;
-    }
-
-    return c->scratch;
 }
 
 
@@ -141,6 +127,7 @@ reserve_meta(struct cuda *c, size_t n)
     }
 
     CUDA_CHECK(cudaStreamSynchronize(c->stream));
+    cuda_step_forget(c);
     CUDA_CHECK(cudaFree(c->meta));
     CUDA_CHECK(cudaFreeHost(c->meta_host));
     c->meta_words = n < META_WORDS ? META_WORDS : 2 * n;
@@ -210,6 +197,7 @@ op_begin(struct backend *b, const struct batch *batch)
     c->batch.table = c->meta + 2 * (size_t) n;
     c->rows = c->meta + 3 * (size_t) n;
     c->batch.pages = c->meta + 4 * (size_t) n;
+    cuda_step_begin(c, batch->repeats);
 }
 
 
@@ -243,23 +231,17 @@ op_close(struct backend *b)
 {
     struct cuda *c = cuda_of(b);
 
+    cuda_step_close(c);
     cuda_uploads_close(c);
     pool_free(c->pool);
     CUDA_CHECK(cudaFree(c->meta));
     CUDA_CHECK(cudaFreeHost(c->meta_host));
+    CUDA_CHECK(cudaFree(c->counters));
     CUDA_CHECK(cudaFree(c->scratch));
     CUDA_CHECK(cudaFreeHost(c->out));
     CUDA_CHECK(cudaStreamDestroy(c->stream));
     free(c);
 }
-
-
-static const struct backend_ops ops = {
-    op_close, op_alloc, op_free, op_room, op_put, op_get, cuda_weight_bytes,
-    cuda_weight_put, op_each, op_begin, cuda_embed, cuda_rmsnorm, cuda_linear,
-    cuda_heads, cuda_angles, cuda_rope, cuda_kv_put, cuda_mla, cuda_route,
-    cuda_moe, cuda_silu_mul, cuda_gather, op_fetch
-};
 
 
 /* The first device, if it is one that the kernels are made for. */
@@ -315,10 +297,23 @@ cuda_open(const char *name, int n_threads, struct err *e)
         return NULL;
     }
 
-    c->b.ops = &ops;
+    /* The ops of a layer are step.cu's, the rest is here. */
+    c->ops = cuda_step_ops;
+    c->ops.close = op_close;
+    c->ops.alloc = op_alloc;
+    c->ops.free = op_free;
+    c->ops.room = op_room;
+    c->ops.put = op_put;
+    c->ops.get = op_get;
+    c->ops.weight_bytes = cuda_weight_bytes;
+    c->ops.weight_put = cuda_weight_put;
+    c->ops.each = op_each;
+    c->ops.begin = op_begin;
+    c->ops.fetch = op_fetch;
+    c->b.ops = &c->ops;
     c->b.name = "cuda";
 
-    if (open_device(c, e) != 0
+    if (open_device(c, e) != 0 || cuda_step_open(c, e) != 0
         || (c->pool = pool_create(n_threads, e)) == NULL)
     {
         free(c);
@@ -334,7 +329,11 @@ cuda_open(const char *name, int n_threads, struct err *e)
     }
 
     reserve_meta(c, 1);
-    cuda_scratch(c, CUDA_SCRATCH);
+    CUDA_CHECK(cudaMalloc((void **) &c->scratch, CUDA_SCRATCH));
+    CUDA_CHECK(cudaMalloc((void **) &c->counters,
+                          CUDA_FEW * sizeof(uint32_t)));
+    CUDA_CHECK(cudaMemsetAsync(c->counters, 0, CUDA_FEW * sizeof(uint32_t),
+                               c->stream));
 
     return &c->b;
 }

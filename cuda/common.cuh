@@ -34,7 +34,7 @@ extern "C" {
 }
 
 #define CUDA_TILE       16
-/* Of the scratch memory that a captured step finds: enough for 64 tokens. */
+/* For the parts of attention: 32 of 64 tokens with 16 heads. */
 #define CUDA_SCRATCH    ((size_t) 64 << 20)
 #define CUDA_PARTS_MAX  4
 
@@ -53,6 +53,7 @@ struct cuda_batch {
 
 struct cuda {
     struct backend    b;
+    struct backend_ops ops;         /* b.ops */
     int               n_sm;
     int               major;        /* of the compute capability */
     size_t            shared_max;   /* bytes that a block may have */
@@ -63,15 +64,17 @@ struct cuda {
     int               loading;      /* uploads may be under way */
 
     uint32_t          n_tok;        /* of the step */
-    uint32_t          max_pos;      /* the largest of the step's */
+    uint32_t          max_pos;      /* no position of the step is larger */
     struct cuda_batch batch;
     uint32_t         *meta;         /* what batch points into */
     uint32_t         *meta_host;    /* pinned */
     size_t            meta_words;
     uint32_t         *rows;         /* gather()'s */
 
-    void             *scratch;
-    size_t            scratch_bytes;
+    struct cuda_step *step;         /* what is recorded and replayed */
+
+    float            *scratch;      /* CUDA_SCRATCH bytes */
+    uint32_t         *counters;     /* (CUDA_FEW) 0 between kernels */
     float            *out;          /* pinned: what fetch() gives */
     size_t            out_bytes;
 };
@@ -124,8 +127,8 @@ cuda_launch(struct cuda *c, dim3 n_blocks, dim3 n_threads, size_t shared_bytes,
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, P(args)...));
 }
 
-/* At least n bytes until the next op. */
-void *cuda_scratch(struct cuda *c, size_t n);
+/* Memory that graphs know has moved: they are made again. */
+void cuda_step_forget(struct cuda *c);
 
 
 static inline __device__ __host__ uint32_t
@@ -160,6 +163,39 @@ cuda_kv_at(uint32_t tok, uint32_t col, uint32_t n_row)
     return tok * n_row + piece * 8 + col % 8;
 }
 
+/* Element `col` of a token's row in a page. */
+static inline __device__ void
+cuda_kv_set(const struct kv_store &kv, uint32_t page, uint32_t layer,
+            uint32_t tok, uint32_t col, float v)
+{
+    size_t at = ((size_t) page * kv.n_layers + layer) * BACKEND_PAGE_TOK
+                * kv.row;
+
+    if (kv.dtype == DTYPE_F32) {
+        ((float *) kv.data)[at + (size_t) tok * kv.row + col] = v;
+
+    } else {
+        ((uint16_t *) kv.data)[at + cuda_kv_at(tok, col, kv.row)] =
+            (uint16_t) hw_bf16x2(v, 0);
+    }
+}
+
+/* Pair i of all heads of token t. */
+static inline __device__ void
+cuda_rope_pair(const struct rope &a, uint32_t t, uint32_t i)
+{
+    uint32_t     half = a.n / 2, k = i % half, h = i / half;
+    uint32_t     i0 = a.interleaved ? 2 * k : k;
+    uint32_t     i1 = a.interleaved ? 2 * k + 1 : k + half;
+    const float *x = a.x.data + a.x.stride * t + a.x_head * h;
+    float       *y = a.y.data + a.y.stride * t + a.y_head * h;
+    const float *angle = a.angles.data + a.angles.stride * t + k;
+    float        x0 = x[i0], x1 = x[i1], c = angle[0], s = angle[half];
+
+    y[i0] = x0 * c - x1 * s;
+    y[i1] = x1 * c + x0 * s;
+}
+
 /* The sum over the threads of a block, in all of them; `room` holds a float a
  * warp and is free again at the next barrier. */
 static inline __device__ float
@@ -183,6 +219,14 @@ cuda_block_sum(float v, float *room)
     return v;
 }
 
+
+/* step.cu: the vtable's calls of a layer, which record, replay or go on to
+ * the functions below; begin and end of a step that repeats itself. */
+extern const struct backend_ops cuda_step_ops;
+int cuda_step_open(struct cuda *c, struct err *e);
+void cuda_step_begin(struct cuda *c, int repeats);
+void cuda_step_end(struct cuda *c);
+void cuda_step_close(struct cuda *c);
 
 /* rows.cu */
 void cuda_embed(struct backend *b, struct tensor y, const struct weight *w);
@@ -211,9 +255,75 @@ void cuda_linear(struct backend *b, struct tensor y, struct tensor x,
                  const struct weight *w, uint32_t n_rows, int add);
 void cuda_heads(struct backend *b, const struct heads *a);
 
+/* Operands of the vtable's calls, for those that are made together. */
+struct cuda_norm {
+    struct tensor y;
+    struct tensor x;
+    const float  *w;
+    float         eps;
+    uint32_t      n_rows;
+    uint32_t      n;
+};
+
+struct cuda_linear_op {
+    struct tensor        y;
+    struct tensor        x;
+    const struct weight *w;
+    uint32_t             n_rows;
+    int                  add;
+};
+
+/* Up to CUDA_PARTS_MAX products of one x of at most 8 rows; norm (or NULL) is
+ * what made x, and is done as well. */
+void cuda_linears(struct cuda *c, const struct cuda_norm *norm,
+                  const struct cuda_linear_op *ops, uint32_t n);
+
 /* mla.cu, route.cu, moe.cu */
 void cuda_mla(struct backend *b, const struct mla *a);
 void cuda_route(struct backend *b, const struct route *a);
 void cuda_moe(struct backend *b, const struct moe *a);
+
+
+/*
+ * Calls that follow one another in a layer, as one or two kernels, for at most
+ * CUDA_FEW rows; step.cu finds them.  What they leave out is written nowhere:
+ * the latent and its rotation stay in kv_put's place, the scores of experts
+ * in route's.
+ */
+#define CUDA_FEW    8
+
+/* rmsnorm, rope, kv_put of the latent; heads, rope of the queries. */
+struct cuda_latent {
+    struct cuda_norm       norm;
+    struct rope            k;
+    const struct kv_store *kv;
+    uint32_t               layer;
+    uint32_t               n;       /* kv_put's */
+    struct heads           q;
+    struct rope            q_rope;
+};
+
+void cuda_latent(struct cuda *c, const struct cuda_latent *a);
+
+/* mla, heads of its output.  -1: not for these; call them one by one. */
+int cuda_mla_heads(struct cuda *c, const struct mla *a,
+                   const struct heads *h);
+
+/* rmsnorm, linear of FP32 weights, route. */
+void cuda_norm_route(struct cuda *c, const struct cuda_norm *norm,
+                     const struct cuda_linear_op *router,
+                     const struct route *a);
+
+/* moe; and linear, linear, silu_mul, linear of an expert that all rows go to,
+ * or NULL. */
+struct cuda_shared {
+    const struct weight *gate;
+    const struct weight *up;
+    const struct weight *down;
+    struct tensor        tmp;       /* (n_rows, width) */
+};
+
+void cuda_moe_few(struct cuda *c, const struct moe *a,
+                  const struct cuda_shared *shared);
 
 #endif /* MOE_CUDA_COMMON_CUH */

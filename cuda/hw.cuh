@@ -92,6 +92,17 @@ hw_load_once(const uint4 *p)
     return v;
 }
 
+/* What another block of this kernel has written. */
+static __device__ __forceinline__ float
+hw_load_fresh(const float *p)
+{
+    float v;
+
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+
+    return v;
+}
+
 /* d += a b */
 static __device__ __forceinline__ void
 hw_mma(float (&d)[4], uint4 a, uint2 b)

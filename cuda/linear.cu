@@ -19,30 +19,86 @@
 #include "common.cuh"
 #include "stream.cuh"
 
-/* One or more products of the same x. */
-struct linear_args {
+struct linear_part {
     struct stream_matrix m;
-    struct tensor y;
-    struct tensor x;
-    size_t        y_head;       /* of matrix blockIdx.z */
-    size_t        x_head;
-    size_t        w_head;       /* bytes */
-    uint32_t      n_rows;
-    int           add;
+    struct tensor        y;
+    uint32_t             block;     /* the first that is this part's */
 };
+
+/* Products of the same x, normed first where norm is not NULL. */
+struct linear_args {
+    struct linear_part part[CUDA_PARTS_MAX];
+    uint32_t           n_parts;
+    struct tensor      x;
+    const float       *norm;        /* (n_in) */
+    float              eps;
+    struct tensor      h;           /* what is normed, for who else wants it */
+    size_t             y_head;      /* of matrix blockIdx.z */
+    size_t             x_head;
+    size_t             w_head;      /* bytes */
+    uint32_t           n_rows;
+    int                add;
+};
+
+
+/* 1 / root mean square of up to 8 rows, a warp each; block 0 also stores the
+ * normed rows. */
+static __device__ __forceinline__ void
+norm_rows(const struct linear_args &a, uint32_t n_in, float *scales)
+{
+    uint32_t r = threadIdx.x / HW_WARP;
+
+    if (r < a.n_rows) {
+        const float *x = a.x.data + a.x.stride * r;
+        float        sum = 0;
+
+        for (uint32_t i = hw_lane(); i < n_in; i += HW_WARP) {
+            sum += x[i] * x[i];
+        }
+
+        for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
+            sum += hw_xor(sum, mask);
+        }
+
+        float scale = 1 / sqrtf(sum / (float) n_in + a.eps);
+
+        if (hw_lane() == 0) {
+            scales[r] = scale;
+        }
+
+        for (uint32_t i = hw_lane(); blockIdx.x == 0 && i < n_in;
+             i += HW_WARP)
+        {
+            a.h.data[a.h.stride * r + i] = x[i] * scale * a.norm[i];
+        }
+    }
+
+    __syncthreads();
+}
 
 
 template <int R, int N>
 static __global__ void __launch_bounds__(STREAM_THREADS)
 linear_kernel(const struct linear_args a)
 {
-    float               *room = (float *) (void *) hw_shared();
-    struct stream_matrix m = a.m;
-    uint32_t             row0 = blockIdx.y * N * 8;
-    const float         *x[N];
-    float                acc[R][N][4];
+    float              *room = (float *) (void *) hw_shared();
+    uint32_t            row0 = blockIdx.y * N * 8, i_part = 0;
+    struct linear_part  p = a.part[0];
+    const uint4        *w[R];
+    const float        *x[N];
+    float               acc[R][N][4], scale[N] = {};
 
-    m.w += a.w_head * blockIdx.z;
+    while (i_part + 1 < a.n_parts && blockIdx.x >= a.part[i_part + 1].block) {
+        p = a.part[++i_part];
+    }
+
+    uint32_t tile = (blockIdx.x - p.block) * R;
+
+    p.m.w += a.w_head * blockIdx.z;
+
+    for (int i = 0; i < R; i++) {
+        w[i] = stream_tile(p.m, tile + i);
+    }
 
     for (int j = 0; j < N; j++) {
         uint32_t r = row0 + j * 8 + hw_lane() / 4;
@@ -51,16 +107,23 @@ linear_kernel(const struct linear_args a)
                               + a.x.stride * r : NULL;
     }
 
-    stream_tiles<R, N>(acc, m, blockIdx.x * R, x);
+    stream_tiles<R, N>(acc, w, p.m.n_in, x, N == 1 ? a.norm : NULL, scale,
+                       [&] {
+        if (N == 1 && a.norm != NULL) {
+            norm_rows(a, p.m.n_in, room);
+            scale[0] = room[hw_lane() / 4];
+            __syncthreads();
+        }
+    });
     stream_put_sums<R, N>(acc, room);
     __syncthreads();
 
     for (uint32_t i = threadIdx.x; i < R * 16 * N * 8; i += STREAM_THREADS) {
-        uint32_t o = blockIdx.x * R * 16 + i % (R * 16);
+        uint32_t o = tile * 16 + i % (R * 16);
         uint32_t r = row0 + i / (R * 16);
 
-        if (o < m.n_out && r < a.n_rows) {
-            float *y = a.y.data + a.y_head * blockIdx.z + a.y.stride * r + o;
+        if (o < p.m.n_out && r < a.n_rows) {
+            float *y = p.y.data + a.y_head * blockIdx.z + p.y.stride * r + o;
             float  sum = stream_sum<R, N>(room, i % (R * 16), i / (R * 16));
 
             *y = a.add ? *y + sum : sum;
@@ -75,14 +138,15 @@ static __global__ void
 linear_f32_kernel(const struct linear_args a)
 {
     uint32_t     o = (blockIdx.x * blockDim.x + threadIdx.x) / HW_WARP;
-    uint32_t     stride = cuda_div_up(a.m.n_in, 4) * 4;
+    const struct linear_part *p = &a.part[0];
+    uint32_t     stride = cuda_div_up(p->m.n_in, 4) * 4;
     const float *w = (const float *) (const void *)
-                     (a.m.w + a.w_head * blockIdx.z) + (size_t) o * stride;
+                     (p->m.w + a.w_head * blockIdx.z) + (size_t) o * stride;
 
     hw_depend();
     hw_release();
 
-    if (o >= a.m.n_out) {
+    if (o >= p->m.n_out) {
         return;
     }
 
@@ -90,7 +154,7 @@ linear_f32_kernel(const struct linear_args a)
         const float *x = a.x.data + a.x_head * blockIdx.z + a.x.stride * r;
         float        sum = 0;
 
-        for (uint32_t i = hw_lane(); i < a.m.n_in; i += HW_WARP) {
+        for (uint32_t i = hw_lane(); i < p->m.n_in; i += HW_WARP) {
             sum += w[i] * x[i];
         }
 
@@ -99,7 +163,8 @@ linear_f32_kernel(const struct linear_args a)
         }
 
         if (hw_lane() == 0) {
-            float *y = a.y.data + a.y_head * blockIdx.z + a.y.stride * r + o;
+            float *y = p->y.data + a.y_head * blockIdx.z + p->y.stride * r
+                       + o;
 
             *y = a.add ? *y + sum : sum;
         }
@@ -109,18 +174,23 @@ linear_f32_kernel(const struct linear_args a)
 
 template <int R, int N>
 static void
-launch_linear(struct cuda *c, const struct linear_args *a, uint32_t n)
+launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
 {
-    dim3 n_blocks(cuda_div_up(a->m.n_out, R * 16),
-                  cuda_div_up(a->n_rows, N * 8), n);
+    uint32_t n_blocks = 0;
 
-    cuda_launch(c, n_blocks, STREAM_THREADS, stream_room_bytes(R, N),
-                linear_kernel<R, N>, *a);
+    for (uint32_t i = 0; i < a->n_parts; i++) {
+        a->part[i].block = n_blocks;
+        n_blocks += cuda_div_up(a->part[i].m.n_out, R * 16);
+    }
+
+    cuda_launch(c, dim3(n_blocks, cuda_div_up(a->n_rows, N * 8), n),
+                STREAM_THREADS, stream_room_bytes(R, N), linear_kernel<R, N>,
+                *a);
 }
 
 
 static void
-run(struct cuda *c, const struct linear_args *a, const struct weight *w)
+run(struct cuda *c, struct linear_args *a, const struct weight *w)
 {
     if (a->n_rows == 0) {
         return;
@@ -144,17 +214,29 @@ run(struct cuda *c, const struct linear_args *a, const struct weight *w)
 }
 
 
-void
-cuda_linear(struct backend *b, struct tensor y, struct tensor x,
-            const struct weight *w, uint32_t n_rows, int add)
+static struct linear_args
+args_of(struct tensor y, struct tensor x, const struct weight *w,
+        uint32_t n_rows)
 {
     struct linear_args a;
 
     memset(&a, 0, sizeof(a));
-    a.m = stream_matrix_of(w);
-    a.y = y;
+    a.part[0].m = stream_matrix_of(w);
+    a.part[0].y = y;
+    a.n_parts = 1;
     a.x = x;
     a.n_rows = n_rows;
+
+    return a;
+}
+
+
+void
+cuda_linear(struct backend *b, struct tensor y, struct tensor x,
+            const struct weight *w, uint32_t n_rows, int add)
+{
+    struct linear_args a = args_of(y, x, w, n_rows);
+
     a.add = add;
     run(cuda_of(b), &a, w);
 }
@@ -163,15 +245,35 @@ cuda_linear(struct backend *b, struct tensor y, struct tensor x,
 void
 cuda_heads(struct backend *b, const struct heads *h)
 {
-    struct linear_args a;
+    struct linear_args a = args_of(h->y, h->x, h->w, h->n_rows);
 
-    memset(&a, 0, sizeof(a));
-    a.m = stream_matrix_of(h->w);
-    a.y = h->y;
-    a.x = h->x;
     a.y_head = h->y_head;
     a.x_head = h->x_head;
     a.w_head = cuda_weight_bytes(h->w);
-    a.n_rows = h->n_rows;
     run(cuda_of(b), &a, h->w);
+}
+
+
+void
+cuda_linears(struct cuda *c, const struct cuda_norm *norm,
+             const struct cuda_linear_op *ops, uint32_t n)
+{
+    struct linear_args a = args_of(ops[0].y, ops[0].x, ops[0].w,
+                                   ops[0].n_rows);
+
+    for (uint32_t i = 1; i < n; i++) {
+        a.part[i].m = stream_matrix_of(ops[i].w);
+        a.part[i].y = ops[i].y;
+    }
+
+    a.n_parts = n;
+
+    if (norm != NULL) {
+        a.norm = norm->w;
+        a.eps = norm->eps;
+        a.x = norm->x;
+        a.h = norm->y;
+    }
+
+    launch_linear<1, 1>(c, &a, 1);
 }

@@ -18,8 +18,7 @@
  * the parts of a token up.  Scores are kept times log2 e, for exp2.
  */
 #include "common.cuh"
-
-#include <assert.h>
+#include "stream.cuh"
 
 #define HEADS           16
 #define WARPS           4
@@ -37,6 +36,7 @@ struct mla_args {
     struct mla        a;
     struct kv_store   kv;
     struct cuda_batch batch;
+    /* NULL: there is one part, which goes to y. */
     float            *parts;    /* (n_tok, n_heads, n_splits, n_latent) */
     float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
     uint32_t          n_splits;
@@ -287,10 +287,10 @@ store(const float (&o)[GROUPS][2][4], const struct running *run,
         uint32_t h = blockIdx.z * HEADS + l / 4 + half * 8;
         size_t   part = ((size_t) t * m.a.n_heads + h) * m.n_splits
                         + blockIdx.y;
-        float   *to = m.n_splits == 1
+        float   *to = m.parts == NULL
                       ? m.a.y.data + m.a.y.stride * t + (size_t) h * m.kv.row
                       : m.parts + part * m.a.n_latent;
-        float    scale = m.n_splits == 1 ? 1 / run->sum[half] : 1;
+        float    scale = m.parts == NULL ? 1 / run->sum[half] : 1;
 
         if (h >= m.a.n_heads) {
             continue;
@@ -311,7 +311,7 @@ store(const float (&o)[GROUPS][2][4], const struct running *run,
             }
         }
 
-        if (m.n_splits != 1 && warp == 0 && l % 4 == 0) {
+        if (m.parts != NULL && warp == 0 && l % 4 == 0) {
             m.stats[part * 2] = run->max[half];
             m.stats[part * 2 + 1] = run->sum[half];
         }
@@ -371,18 +371,13 @@ mla_kernel(const struct mla_args m)
 }
 
 
-/* y = sum of parts weighted by exp2(their max - the largest) / their sums. */
-static __global__ void
-combine_kernel(const struct mla_args m)
+/* What the parts of token t and head h count in their sum. */
+static __device__ void
+part_weights(const struct mla_args &m, uint32_t t, uint32_t h, float *weights)
 {
-    uint32_t     h = blockIdx.y, t = blockIdx.x;
-    size_t       part = ((size_t) t * m.a.n_heads + h) * m.n_splits;
-    const float *stats = m.stats + part * 2;
-    float       *y = m.a.y.data + m.a.y.stride * t + (size_t) h * m.kv.row;
+    const float *stats = m.stats + ((size_t) t * m.a.n_heads + h)
+                                   * m.n_splits * 2;
     float        max = -INFINITY, sum = 0;
-
-    hw_depend();
-    hw_release();
 
     for (uint32_t i = 0; i < m.n_splits; i++) {
         max = fmaxf(max, stats[i * 2]);
@@ -392,15 +387,95 @@ combine_kernel(const struct mla_args m)
         sum += exp2f(stats[i * 2] - max) * stats[i * 2 + 1];
     }
 
-    for (uint32_t k = threadIdx.x; k < m.a.n_latent; k += blockDim.x) {
-        float v = 0;
+    for (uint32_t i = threadIdx.x; i < m.n_splits; i += blockDim.x) {
+        weights[i] = exp2f(stats[i * 2] - max) / sum;
+    }
+}
 
-        for (uint32_t i = 0; i < m.n_splits; i++) {
-            v += exp2f(stats[i * 2] - max)
-                 * m.parts[(part + i) * m.a.n_latent + k];
+
+static __device__ float
+combined(const struct mla_args &m, uint32_t t, uint32_t h, uint32_t col,
+         const float *weights)
+{
+    const float *part = m.parts + ((size_t) t * m.a.n_heads + h) * m.n_splits
+                                  * m.a.n_latent + col;
+    float        v = 0;
+
+    for (uint32_t i = 0; i < m.n_splits; i++) {
+        v += weights[i] * part[(size_t) i * m.a.n_latent];
+    }
+
+    return v;
+}
+
+
+static __global__ void
+combine_kernel(const struct mla_args m)
+{
+    float   *weights = (float *) (void *) hw_shared();
+    uint32_t h = blockIdx.y, t = blockIdx.x;
+    float   *y = m.a.y.data + m.a.y.stride * t + (size_t) h * m.kv.row;
+
+    hw_depend();
+    hw_release();
+    part_weights(m, t, h, weights);
+    __syncthreads();
+
+    for (uint32_t k = threadIdx.x; k < m.a.n_latent; k += blockDim.x) {
+        y[k] = combined(m, t, h, k, weights);
+    }
+}
+
+
+/* The same, and W_UV: 32 outputs of head blockIdx.y for at most 8 tokens, whose
+ * rows are combined in shared memory. */
+struct combine_heads_args {
+    struct mla_args      m;
+    struct stream_matrix w;
+    size_t               w_head;    /* bytes */
+    struct tensor        y;
+    size_t               y_head;
+    uint32_t             n_tok;
+};
+
+static __global__ void __launch_bounds__(STREAM_THREADS)
+combine_heads_kernel(const struct combine_heads_args a)
+{
+    float   *room = (float *) (void *) hw_shared();
+    uint32_t n = a.m.a.n_latent, h = blockIdx.y, t = hw_lane() / 4;
+    float   *rows = room + stream_room_bytes(2, 1) / sizeof(float);
+    float   *weights = rows + (size_t) a.n_tok * n;
+    struct stream_matrix m = a.w;
+    float    acc[2][1][4], scale[1] = {};
+
+    m.w += a.w_head * h;
+
+    const uint4 *const w[2] = { stream_tile(m, blockIdx.x * 2),
+                                stream_tile(m, blockIdx.x * 2 + 1) };
+    const float *const x[1] = { t < a.n_tok ? rows + (size_t) t * n : NULL };
+
+    stream_tiles<2, 1>(acc, w, n, x, NULL, scale, [&] {
+        for (uint32_t i = 0; i < a.n_tok; i++) {
+            part_weights(a.m, i, h, weights + i * a.m.n_splits);
         }
 
-        y[k] = v / sum;
+        __syncthreads();
+
+        for (uint32_t i = threadIdx.x; i < a.n_tok * n; i += blockDim.x) {
+            rows[i] = combined(a.m, i / n, h, i % n,
+                               weights + i / n * a.m.n_splits);
+        }
+
+        __syncthreads();
+    });
+    stream_put_sums<2, 1>(acc, room);
+    __syncthreads();
+
+    uint32_t o = blockIdx.x * 32 + threadIdx.x % 32, r = threadIdx.x / 32;
+
+    if (o < m.n_out && r < a.n_tok) {
+        a.y.data[a.y.stride * r + a.y_head * h + o] =
+            stream_sum<2, 1>(room, threadIdx.x % 32, r);
     }
 }
 
@@ -492,36 +567,85 @@ choose_splits(const struct cuda *c, const struct mla *a)
 }
 
 
+/* What the kernel with mma takes; it is for bf16 keys of up to COLS_MAX. */
+static int
+make_args(struct cuda *c, const struct mla *a, struct mla_args *m)
+{
+    memset(m, 0, sizeof(*m));
+    m->a = *a;
+    m->kv = *a->kv;
+    m->batch = c->batch;
+    m->n_splits = 1;
+
+    if (m->kv.dtype == DTYPE_F32 || a->n_latent > COLS_MAX
+        || room_bytes(m->kv.row, 1) > c->shared_max)
+    {
+        return -1;
+    }
+
+    m->n_stages = room_bytes(m->kv.row, 2) <= c->shared_max ? 2 : 1;
+    m->n_splits = choose_splits(c, a);
+    m->parts = c->scratch;
+    m->stats = m->parts + (size_t) c->n_tok * a->n_heads * m->n_splits
+                          * a->n_latent;
+
+    return 0;
+}
+
+
+static void
+launch_mla(struct cuda *c, const struct mla_args *m)
+{
+    cuda_launch(c, dim3(c->n_tok, m->n_splits,
+                        cuda_div_up(m->a.n_heads, HEADS)),
+                THREADS, room_bytes(m->kv.row, m->n_stages), mla_kernel, *m);
+}
+
+
 void
 cuda_mla(struct backend *b, const struct mla *a)
 {
     struct cuda    *c = cuda_of(b);
     struct mla_args m;
 
-    memset(&m, 0, sizeof(m));
-    m.a = *a;
-    m.kv = *a->kv;
-    m.batch = c->batch;
-    m.n_splits = 1;
-
-    if (m.kv.dtype == DTYPE_F32 || a->n_latent > COLS_MAX
-        || room_bytes(m.kv.row, 1) > c->shared_max)
-    {
+    if (make_args(c, a, &m) != 0) {
         cuda_launch(c, dim3(c->n_tok, a->n_heads), PAGE, PAGE * sizeof(float),
                     mla_plain_kernel, m);
-        return;
+
+    } else if (m.n_splits == 1) {
+        m.parts = NULL;
+        launch_mla(c, &m);
+
+    } else {
+        launch_mla(c, &m);
+        cuda_launch(c, dim3(c->n_tok, a->n_heads), THREADS,
+                    m.n_splits * sizeof(float), combine_kernel, m);
+    }
+}
+
+
+int
+cuda_mla_heads(struct cuda *c, const struct mla *a, const struct heads *h)
+{
+    struct combine_heads_args k;
+
+    memset(&k, 0, sizeof(k));
+
+    if (make_args(c, a, &k.m) != 0) {
+        return -1;
     }
 
-    m.n_stages = room_bytes(m.kv.row, 2) <= c->shared_max ? 2 : 1;
-    m.n_splits = choose_splits(c, a);
-    m.parts = (float *) c->scratch;
-    m.stats = m.parts + (size_t) c->n_tok * a->n_heads * m.n_splits
-                        * a->n_latent;
-    cuda_launch(c, dim3(c->n_tok, m.n_splits, cuda_div_up(a->n_heads, HEADS)),
-                THREADS, room_bytes(m.kv.row, m.n_stages), mla_kernel, m);
+    k.w = stream_matrix_of(h->w);
+    k.w_head = cuda_weight_bytes(h->w);
+    k.y = h->y;
+    k.y_head = h->y_head;
+    k.n_tok = c->n_tok;
+    launch_mla(c, &k.m);
+    cuda_launch(c, dim3(cuda_div_up(h->w->n_out, 32), a->n_heads),
+                STREAM_THREADS, stream_room_bytes(2, 1)
+                + (size_t) c->n_tok * (a->n_latent + k.m.n_splits)
+                  * sizeof(float),
+                combine_heads_kernel, k);
 
-    if (m.n_splits > 1) {
-        cuda_launch(c, dim3(c->n_tok, a->n_heads), THREADS, 0, combine_kernel,
-                    m);
-    }
+    return 0;
 }

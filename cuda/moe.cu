@@ -81,7 +81,6 @@ static __global__ void __launch_bounds__(STREAM_THREADS)
 gate_up_kernel(const struct moe_args a)
 {
     float               *room = (float *) (void *) hw_shared();
-    float               *room_up = room + stream_room_bytes(1, N) / 4;
     struct stream_matrix gate = a.m, up = a.m;
     uint32_t             e = blockIdx.y;
 
@@ -93,9 +92,12 @@ gate_up_kernel(const struct moe_args a)
     gate.w += a.w_expert * e;
     up.w = a.up + a.w_expert * e;
 
+    const uint4 *const w[2] = { stream_tile(gate, blockIdx.x),
+                                stream_tile(up, blockIdx.x) };
+
     for (uint32_t s0 = start; s0 < end; s0 += N * 8) {
         const float *x[N];
-        float        acc[1][N][4];
+        float        acc[2][N][4];
 
         for (int j = 0; j < N; j++) {
             uint32_t s = s0 + j * 8 + hw_lane() / 4;
@@ -104,10 +106,8 @@ gate_up_kernel(const struct moe_args a)
         }
 
         __syncthreads();
-        stream_tiles<1, N>(acc, gate, blockIdx.x, x);
-        stream_put_sums<1, N>(acc, room);
-        stream_tiles<1, N>(acc, up, blockIdx.x, x);
-        stream_put_sums<1, N>(acc, room_up);
+        stream_tiles<2, N>(acc, w, gate.n_in, x);
+        stream_put_sums<2, N>(acc, room);
         __syncthreads();
 
         for (uint32_t i = threadIdx.x; i < 16 * N * 8; i += STREAM_THREADS) {
@@ -115,8 +115,8 @@ gate_up_kernel(const struct moe_args a)
 
             if (o < gate.n_out && s < end) {
                 a.y.data[a.y.stride * s + o] =
-                    cuda_silu(stream_sum<1, N>(room, i % 16, i / 16))
-                    * stream_sum<1, N>(room_up, i % 16, i / 16);
+                    cuda_silu(stream_sum<2, N>(room, i % 16, i / 16))
+                    * stream_sum<2, N>(room, 16 + i % 16, i / 16);
             }
         }
     }
@@ -138,6 +138,8 @@ down_kernel(const struct moe_args a)
 
     m.w += a.w_expert * e;
 
+    const uint4 *const w[1] = { stream_tile(m, blockIdx.x) };
+
     for (uint32_t s0 = start; s0 < end; s0 += N * 8) {
         const float *x[N];
         float        acc[1][N][4];
@@ -149,7 +151,7 @@ down_kernel(const struct moe_args a)
         }
 
         __syncthreads();
-        stream_tiles<1, N>(acc, m, blockIdx.x, x);
+        stream_tiles<1, N>(acc, w, m.n_in, x);
         stream_put_sums<1, N>(acc, room);
         __syncthreads();
 
@@ -291,4 +293,200 @@ cuda_moe(struct backend *b, const struct moe *a)
     cuda_launch(c, dim3(cuda_div_up(n, CUDA_THREADS), a->n_rows),
                 CUDA_THREADS, 0, sum_kernel, a->y, a->tmp_down, a->weights,
                 m.o.place, a->n_active, n);
+}
+
+
+/* At most CUDA_FEW rows: each slot by itself, no sorting; a weight that two
+ * rows want is fetched again, from L2. */
+struct few_args {
+    struct stream_matrix gate, up, down;    /* of expert 0 */
+    size_t               w_gate, w_down;    /* bytes of an expert */
+    struct stream_matrix s_gate, s_up, s_down;  /* shared; n_out 0: none */
+    struct tensor        y;
+    struct tensor        x;
+    struct tensor        tmp;       /* (n_slots, width), times weights */
+    struct tensor        s_tmp;     /* (n_rows, shared width) */
+    const uint32_t      *ids;
+    const float         *weights;
+    uint32_t             n_rows;
+    uint32_t             n_active;
+};
+
+
+/* 16 columns of tmp of a slot, or of s_tmp of all rows. */
+static __global__ void __launch_bounds__(STREAM_THREADS)
+few_gate_up_kernel(const struct few_args a)
+{
+    float   *room = (float *) (void *) hw_shared();
+    uint32_t n_tiles = cuda_div_up(a.gate.n_out, CUDA_TILE);
+    uint32_t n_slots = a.n_rows * a.n_active, slot = blockIdx.x / n_tiles;
+    uint32_t tile = blockIdx.x % n_tiles, col = hw_lane() / 4;
+    bool     is_shared = slot >= n_slots;
+    struct stream_matrix gate = a.gate, up = a.up;
+    float    acc[2][1][4];
+
+    if (is_shared) {
+        gate = a.s_gate;
+        up = a.s_up;
+        tile = blockIdx.x - n_slots * n_tiles;
+
+    } else {
+        hw_depend();
+        gate.w += a.w_gate * a.ids[slot];
+        up.w += a.w_gate * a.ids[slot];
+    }
+
+    uint32_t           row = is_shared ? col : slot / a.n_active;
+    bool               is_there = is_shared ? col < a.n_rows : col == 0;
+    const uint4 *const w[2] = { stream_tile(gate, tile),
+                                stream_tile(up, tile) };
+    const float *const x[1] = {
+        is_there ? a.x.data + a.x.stride * row : NULL
+    };
+
+    stream_tiles<2, 1>(acc, w, gate.n_in, x);
+    stream_put_sums<2, 1>(acc, room);
+    __syncthreads();
+
+    uint32_t i = threadIdx.x % 16, r = threadIdx.x / 16, o = tile * 16 + i;
+
+    if (o < gate.n_out && r < (is_shared ? a.n_rows : 1)) {
+        float v = cuda_silu(stream_sum<2, 1>(room, i, r))
+                  * stream_sum<2, 1>(room, 16 + i, r);
+
+        if (is_shared) {
+            a.s_tmp.data[a.s_tmp.stride * r + o] = v;
+
+        } else {
+            a.tmp.data[a.tmp.stride * slot + o] = v * a.weights[slot];
+        }
+    }
+}
+
+
+/* The k tile `i` of row `row`, of all its experts' and then the shared one's,
+ * which lie one after the other: a weight's and an activation's place. */
+static __device__ __forceinline__ void
+few_find(const struct few_args &a, const uint32_t *ids, uint32_t row,
+         uint32_t i, const uint4 **w, const float **x, uint32_t *k)
+{
+    uint32_t n_k = cuda_div_up(a.down.n_in, CUDA_TILE);
+    struct stream_matrix m = a.down;
+
+    if (i < n_k * a.n_active) {
+        *k = i % n_k;
+        m.w += a.w_down * ids[i / n_k];
+        *x = a.tmp.data + a.tmp.stride * (row * a.n_active + i / n_k);
+
+    } else {
+        m = a.s_down;
+        *k = i - n_k * a.n_active;
+        *x = a.s_tmp.data + a.s_tmp.stride * row;
+    }
+
+    *w = stream_tile(m, blockIdx.x) + (size_t) *k * HW_WARP;
+}
+
+
+/* y += 16 outputs of row blockIdx.y: one product as long as all experts'
+ * together. */
+static __global__ void __launch_bounds__(STREAM_THREADS)
+few_down_kernel(const struct few_args a)
+{
+    float    *room = (float *) (void *) hw_shared();
+    uint32_t *ids = (uint32_t *) (void *) room;
+    uint32_t  row = blockIdx.y, warp = threadIdx.x / HW_WARP;
+    uint32_t  n_k = cuda_div_up(a.down.n_in, CUDA_TILE) * a.n_active
+                    + (a.s_down.n_out != 0
+                       ? cuda_div_up(a.s_down.n_in, CUDA_TILE) : 0);
+    float     acc[1][1][4] = {};
+
+    hw_depend();
+    hw_release();
+
+    for (uint32_t i = threadIdx.x; i < a.n_active; i += STREAM_THREADS) {
+        ids[i] = a.ids[row * a.n_active + i];
+    }
+
+    __syncthreads();
+
+    for (uint32_t i0 = warp; i0 < n_k; i0 += STREAM_WARPS * 8) {
+        uint4        w[8];
+        const float *x[8];
+        uint32_t     k[8];
+
+#pragma unroll
+        for (int u = 0; u < 8; u++) {
+            uint32_t     i = i0 + u * STREAM_WARPS;
+            const uint4 *from;
+
+            w[u] = make_uint4(0, 0, 0, 0);
+            x[u] = NULL;
+            k[u] = 0;
+
+            if (i < n_k) {
+                few_find(a, ids, row, i, &from, &x[u], &k[u]);
+                w[u] = hw_load_once(from);
+            }
+        }
+
+#pragma unroll
+        for (int u = 0; u < 8; u++) {
+            uint32_t i = i0 + u * STREAM_WARPS;
+            uint32_t n = i < cuda_div_up(a.down.n_in, CUDA_TILE) * a.n_active
+                         ? a.down.n_in : a.s_down.n_in;
+
+            hw_mma(acc[0][0], w[u], stream_x(hw_lane() < 4 ? x[u] : NULL,
+                                             k[u], n));
+        }
+    }
+
+    __syncthreads();
+    stream_put_sums<1, 1>(acc, room);
+    __syncthreads();
+
+    uint32_t o = blockIdx.x * 16 + threadIdx.x;
+
+    if (threadIdx.x < 16 && o < a.down.n_out) {
+        a.y.data[a.y.stride * row + o] += stream_sum<1, 1>(room, threadIdx.x,
+                                                           0);
+    }
+}
+
+
+void
+cuda_moe_few(struct cuda *c, const struct moe *m,
+             const struct cuda_shared *shared)
+{
+    struct few_args a;
+    uint32_t        n_blocks;
+
+    memset(&a, 0, sizeof(a));
+    a.gate = stream_matrix_of(m->gate);
+    a.up = stream_matrix_of(m->up);
+    a.down = stream_matrix_of(m->down);
+    a.w_gate = cuda_weight_bytes(m->gate);
+    a.w_down = cuda_weight_bytes(m->down);
+    a.y = m->y;
+    a.x = m->x;
+    a.tmp = m->tmp_gate;
+    a.ids = m->ids;
+    a.weights = m->weights;
+    a.n_rows = m->n_rows;
+    a.n_active = m->n_active;
+    n_blocks = m->n_rows * m->n_active
+               * cuda_div_up(m->gate->n_out, CUDA_TILE);
+
+    if (shared != NULL) {
+        a.s_gate = stream_matrix_of(shared->gate);
+        a.s_up = stream_matrix_of(shared->up);
+        a.s_down = stream_matrix_of(shared->down);
+        a.s_tmp = shared->tmp;
+        n_blocks += cuda_div_up(shared->gate->n_out, CUDA_TILE);
+    }
+
+    cuda_launch(c, n_blocks, STREAM_THREADS, stream_room_bytes(2, 1),
+                few_gate_up_kernel, a);
+    cuda_launch(c, dim3(cuda_div_up(m->down->n_out, CUDA_TILE), m->n_rows),
+                STREAM_THREADS, stream_room_bytes(1, 1), few_down_kernel, a);
 }

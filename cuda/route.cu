@@ -7,6 +7,7 @@
  *   scores (n_experts) | what is compared, c (n_experts) | of groups (n_groups)
  */
 #include "common.cuh"
+#include "stream.cuh"
 
 #include <assert.h>
 
@@ -165,18 +166,17 @@ mask_groups(const struct route &a, float *c, float *groups, float *kept)
 }
 
 
-static __global__ void
-route_kernel(const struct route a)
+/* Row r with its logits x, by one warp. */
+static __device__ void
+route_row(const struct route &a, const float *x, uint32_t r, float *room)
 {
-    float    *s = (float *) (void *) hw_shared();
+    float    *s = room;
     float    *c = s + a.n_experts, *taken = c + a.n_experts;
     float    *groups = taken + a.n_experts, *kept = groups + a.n_groups;
-    size_t    at = (size_t) blockIdx.x * a.n_active;
+    size_t    at = (size_t) r * a.n_active;
     float     sum = 0;
 
-    hw_depend();
-    hw_release();
-    scores(a, a.logits.data + a.logits.stride * blockIdx.x, s);
+    scores(a, x, s);
 
     for (uint32_t i = hw_lane(); i < a.n_experts; i += HW_WARP) {
         c[i] = a.bias != NULL ? s[i] + a.bias[i] : s[i];
@@ -214,16 +214,134 @@ route_kernel(const struct route a)
 }
 
 
+static size_t
+room_bytes(const struct route *a)
+{
+    return (3 * (size_t) a->n_experts + 2 * (size_t) a->n_groups)
+           * sizeof(float);
+}
+
+
+static __global__ void
+route_kernel(const struct route a)
+{
+    hw_depend();
+    hw_release();
+    route_row(a, a.logits.data + a.logits.stride * blockIdx.x, blockIdx.x,
+              (float *) (void *) hw_shared());
+}
+
+
+struct norm_route_args {
+    struct route     r;
+    struct cuda_norm norm;
+    const float     *w;             /* (n_experts, stride) */
+    size_t           stride;
+    uint32_t        *counters;      /* (n_rows) */
+};
+
+
+/*
+ * Expert blockIdx.x's logit of row blockIdx.y: the sum of x norm w and that of
+ * x^2 in one pass.  The block of the last expert to be done routes the row;
+ * that of the first also stores the normed row.
+ */
+static __global__ void __launch_bounds__(CUDA_THREADS)
+norm_route_kernel(const struct norm_route_args a)
+{
+    float       *room = (float *) (void *) hw_shared();
+    uint32_t     e = blockIdx.x, r = blockIdx.y, n = a.norm.n;
+    const float *x = a.norm.x.data + a.norm.x.stride * r;
+    const float *w = a.w + a.stride * e;
+    float        dot = 0, square = 0;
+
+    hw_depend();
+    hw_release();
+
+    for (uint32_t i = threadIdx.x * 4; i < n; i += CUDA_THREADS * 4) {
+        float4 v = stream_four(x, i, n), g = stream_four(a.norm.w, i, n);
+        float4 m = stream_four(w, i, n);
+
+        dot += v.x * g.x * m.x + v.y * g.y * m.y + v.z * g.z * m.z
+               + v.w * g.w * m.w;
+        square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+
+    dot = cuda_block_sum(dot, room);
+    __syncthreads();
+    square = cuda_block_sum(square, room);
+
+    float scale = 1 / sqrtf(square / (float) n + a.norm.eps);
+
+    for (uint32_t i = threadIdx.x; e == 0 && i < n; i += CUDA_THREADS) {
+        a.norm.y.data[a.norm.y.stride * r + i] = x[i] * scale * a.norm.w[i];
+    }
+
+    __syncthreads();
+
+    if (threadIdx.x >= HW_WARP) {
+        return;
+    }
+
+    /* pairs with the atomicAdd() of the row's other blocks */
+    if (hw_lane() == 0) {
+        a.r.logits.data[a.r.logits.stride * r + e] = dot * scale;
+        __threadfence();
+        room[0] = atomicAdd(&a.counters[r], 1) == gridDim.x - 1;
+        __threadfence();
+    }
+
+    __syncwarp();
+
+    int is_last = room[0] != 0;
+
+    __syncwarp();
+
+    if (is_last) {
+        float *logits = room + 3 * a.r.n_experts + 2 * a.r.n_groups;
+
+        for (uint32_t i = hw_lane(); i < a.r.n_experts; i += HW_WARP) {
+            logits[i] = hw_load_fresh(a.r.logits.data
+                                      + a.r.logits.stride * r + i);
+        }
+
+        __syncwarp();
+        route_row(a.r, logits, r, room);
+
+        if (hw_lane() == 0) {
+            a.counters[r] = 0;
+        }
+    }
+}
+
+
 void
 cuda_route(struct backend *b, const struct route *a)
 {
-    size_t n = (3 * (size_t) a->n_experts + 2 * (size_t) a->n_groups)
-               * sizeof(float);
-
     assert(a->n_experts <= EXPERTS_MAX && a->n_active <= a->n_experts
            && a->n_experts % a->n_groups == 0);
 
     if (a->n_rows != 0) {
-        cuda_launch(cuda_of(b), a->n_rows, HW_WARP, n, route_kernel, *a);
+        cuda_launch(cuda_of(b), a->n_rows, HW_WARP, room_bytes(a),
+                    route_kernel, *a);
     }
+}
+
+
+void
+cuda_norm_route(struct cuda *c, const struct cuda_norm *norm,
+                const struct cuda_linear_op *router, const struct route *r)
+{
+    struct norm_route_args a;
+
+    memset(&a, 0, sizeof(a));
+    a.r = *r;
+    a.norm = *norm;
+    a.w = (const float *) router->w->data;
+    a.stride = cuda_div_up(router->w->n_in, 4) * 4;
+    a.counters = c->counters;
+    cuda_launch(c, dim3(r->n_experts, r->n_rows), CUDA_THREADS,
+                room_bytes(r) + (r->n_experts + CUDA_THREADS / HW_WARP)
+                                * sizeof(float),
+                norm_route_kernel, a);
 }

@@ -87,27 +87,15 @@ angles_kernel(struct tensor angles, const float *freqs, uint32_t n_pairs,
 static __global__ void
 rope_kernel(const struct rope a, uint32_t n_tok)
 {
-    uint32_t half = a.n / 2;
+    uint32_t n = a.n_heads * (a.n / 2);
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
 
     hw_depend();
     hw_release();
 
-    if (i >= n_tok * a.n_heads * half) {
-        return;
+    if (i < n_tok * n) {
+        cuda_rope_pair(a, i / n, i % n);
     }
-
-    uint32_t     k = i % half, h = i / half % a.n_heads;
-    uint32_t     t = i / half / a.n_heads;
-    uint32_t     i0 = a.interleaved ? 2 * k : k;
-    uint32_t     i1 = a.interleaved ? 2 * k + 1 : k + half;
-    const float *x = a.x.data + a.x.stride * t + a.x_head * h;
-    float       *y = a.y.data + a.y.stride * t + a.y_head * h;
-    const float *angle = a.angles.data + a.angles.stride * t + k;
-    float        x0 = x[i0], x1 = x[i1], c = angle[0], s = angle[half];
-
-    y[i0] = x0 * c - x1 * s;
-    y[i1] = x1 * c + x0 * s;
 }
 
 
@@ -118,23 +106,12 @@ kv_put_kernel(const struct kv_store kv, uint32_t layer, struct tensor x,
     hw_depend();
     hw_release();
 
-    uint32_t     t = blockIdx.x, pos = batch.pos[t];
-    uint32_t     page = batch.pages[batch.table[t] + pos / BACKEND_PAGE_TOK];
-    uint32_t     tok = pos % BACKEND_PAGE_TOK;
-    size_t       at = ((size_t) page * kv.n_layers + layer)
-                      * BACKEND_PAGE_TOK * kv.row;
-    const float *from = x.data + x.stride * t;
+    uint32_t t = blockIdx.x, pos = batch.pos[t];
+    uint32_t page = batch.pages[batch.table[t] + pos / BACKEND_PAGE_TOK];
 
     for (uint32_t i = threadIdx.x; i < kv.row; i += blockDim.x) {
-        float v = i < n ? from[i] : 0;
-
-        if (kv.dtype == DTYPE_F32) {
-            ((float *) kv.data)[at + (size_t) tok * kv.row + i] = v;
-
-        } else {
-            ((uint16_t *) kv.data)[at + cuda_kv_at(tok, i, kv.row)] =
-                (uint16_t) hw_bf16x2(v, 0);
-        }
+        cuda_kv_set(kv, page, layer, pos % BACKEND_PAGE_TOK, i,
+                    i < n ? x.data[x.stride * t + i] : 0);
     }
 }
 

@@ -34,73 +34,106 @@ stream_room_bytes(int r, int n)
 }
 
 
+/* Four elements of a row from column i on; zeros beyond n. */
+static __device__ __forceinline__ float4
+stream_four(const float *x, uint32_t i, uint32_t n)
+{
+    if (i + 4 <= n && (uintptr_t) (x + i) % 16 == 0) {
+        return *(const float4 *) (const void *) (x + i);
+    }
+
+    return make_float4(i < n ? x[i] : 0, i + 1 < n ? x[i + 1] : 0,
+                       i + 2 < n ? x[i + 2] : 0, i + 3 < n ? x[i + 3] : 0);
+}
+
+
 /* Columns 4c .. 4c + 3 of k tile k of one row of x, as mma's B; zeros where
  * there is no row or no column. */
 static __device__ __forceinline__ uint2
 stream_x(const float *x, uint32_t k, uint32_t n_in)
 {
-    uint32_t i = k * CUDA_TILE + hw_lane() % 4 * 4;
-    float4   v = make_float4(0, 0, 0, 0);
+    float4 v = make_float4(0, 0, 0, 0);
 
-    if (x != NULL && i + 4 <= n_in && (uintptr_t) (x + i) % 16 == 0) {
-        v = *(const float4 *) (const void *) (x + i);
-
-    } else if (x != NULL) {
-        v.x = i < n_in ? x[i] : 0;
-        v.y = i + 1 < n_in ? x[i + 1] : 0;
-        v.z = i + 2 < n_in ? x[i + 2] : 0;
-        v.w = i + 3 < n_in ? x[i + 3] : 0;
+    if (x != NULL) {
+        v = stream_four(x, k * CUDA_TILE + hw_lane() % 4 * 4, n_in);
     }
 
     return make_uint2(hw_bf16x2(v.x, v.y), hw_bf16x2(v.z, v.w));
 }
 
 
-/* A group of this warp's k tiles, of R row tiles from `tile` on. */
+static __device__ __forceinline__ uint2
+stream_x_normed(const float *x, const float *norm, float scale, uint32_t k,
+                uint32_t n_in)
+{
+    uint32_t i = k * CUDA_TILE + hw_lane() % 4 * 4;
+
+    if (x == NULL) {
+        return make_uint2(0, 0);
+    }
+
+    float4 v = stream_four(x, i, n_in), w = stream_four(norm, i, n_in);
+
+    return make_uint2(hw_bf16x2(v.x * scale * w.x, v.y * scale * w.y),
+                      hw_bf16x2(v.z * scale * w.z, v.w * scale * w.w));
+}
+
+
+/* Where row tile `tile` of m begins, for this lane; NULL: there is none. */
+static __device__ __forceinline__ const uint4 *
+stream_tile(const struct stream_matrix &m, uint32_t tile)
+{
+    size_t n_k = cuda_div_up(m.n_in, CUDA_TILE);
+
+    return tile < cuda_div_up(m.n_out, CUDA_TILE)
+           ? (const uint4 *) (const void *) m.w + tile * n_k * HW_WARP
+             + hw_lane() : NULL;
+}
+
+
+/* A group of this warp's k tiles of R row tiles. */
 template <int R>
 static __device__ __forceinline__ void
-stream_load(uint4 (&a)[STREAM_GROUP][R], const struct stream_matrix &m,
-            uint32_t tile, uint32_t k0)
+stream_load(uint4 (&a)[STREAM_GROUP][R], const uint4 *const (&w)[R],
+            uint32_t k0, uint32_t n_k)
 {
-    uint32_t n_k = cuda_div_up(m.n_in, CUDA_TILE);
-    uint32_t n_tiles = cuda_div_up(m.n_out, CUDA_TILE);
-
 #pragma unroll
     for (int u = 0; u < STREAM_GROUP; u++) {
         uint32_t k = k0 + u * STREAM_WARPS;
 
 #pragma unroll
         for (int i = 0; i < R; i++) {
-            a[u][i] = k < n_k && tile + i < n_tiles
-                      ? hw_load_once((const uint4 *) (const void *) m.w
-                                     + ((size_t) (tile + i) * n_k + k)
-                                     * HW_WARP + hw_lane())
+            a[u][i] = k < n_k && w[i] != NULL
+                      ? hw_load_once(w[i] + (size_t) k * HW_WARP)
                       : make_uint4(0, 0, 0, 0);
         }
     }
 }
 
 
-/* acc = this warp's part of R row tiles times N column tiles; x[j] is the row
- * of x that is column lane / 4 of tile j, or NULL.  Waits for the kernels
- * before. */
-template <int R, int N>
+/* acc = this warp's part of the R row tiles w times N column tiles; x[j] is
+ * the row of x that is column lane / 4 of tile j, or NULL; x is multiplied with
+ * norm, element by element, and with scale[j], where norm is not NULL.  Waits
+ * for the kernels before, and calls ready() then. */
+template <int R, int N, class F>
 static __device__ __forceinline__ void
-stream_tiles(float (&acc)[R][N][4], const struct stream_matrix &m,
-             uint32_t tile, const float *const (&x)[N])
+stream_tiles(float (&acc)[R][N][4], const uint4 *const (&w)[R], uint32_t n_in,
+             const float *const (&x)[N], const float *norm,
+             float (&scale)[N], F ready)
 {
     const uint32_t step = STREAM_GROUP * STREAM_WARPS;
-    uint32_t       n_k = cuda_div_up(m.n_in, CUDA_TILE);
+    uint32_t       n_k = cuda_div_up(n_in, CUDA_TILE);
     uint32_t       warp = threadIdx.x / HW_WARP;
     uint4          a[STREAM_GROUP][R], next[STREAM_GROUP][R];
 
-    stream_load<R>(a, m, tile, warp);
+    stream_load<R>(a, w, warp, n_k);
     hw_depend();
     hw_release();
+    ready();
     memset(acc, 0, sizeof(acc));
 
     for (uint32_t k0 = warp; k0 < n_k; k0 += step) {
-        stream_load<R>(next, m, tile, k0 + step);
+        stream_load<R>(next, w, k0 + step, n_k);
 
 #pragma unroll
         for (int u = 0; u < STREAM_GROUP; u++) {
@@ -112,7 +145,8 @@ stream_tiles(float (&acc)[R][N][4], const struct stream_matrix &m,
 
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                uint2 b = stream_x(x[j], k, m.n_in);
+                uint2 b = norm == NULL ? stream_x(x[j], k, n_in)
+                          : stream_x_normed(x[j], norm, scale[j], k, n_in);
 
 #pragma unroll
                 for (int i = 0; i < R; i++) {
@@ -129,6 +163,18 @@ stream_tiles(float (&acc)[R][N][4], const struct stream_matrix &m,
             }
         }
     }
+}
+
+
+/* The same without a norm. */
+template <int R, int N>
+static __device__ __forceinline__ void
+stream_tiles(float (&acc)[R][N][4], const uint4 *const (&w)[R], uint32_t n_in,
+             const float *const (&x)[N])
+{
+    float scale[N] = {};
+
+    stream_tiles<R, N>(acc, w, n_in, x, NULL, scale, [] {});
 }
 
 

@@ -518,7 +518,7 @@ model_forward(struct model *m, const struct model_segment *segs, int n_segs,
     const struct backend_ops *op = b->ops;
     struct step              *s = &m->step;
     uint32_t                  n_rows = lay_out(m, segs, n_segs);
-    struct batch              batch = { s->n_tok, m->ids, m->pos, m->pages };
+    struct batch              batch = { s->n_tok, m->ids, m->pos, m->pages, 1 };
 
     op->begin(b, &batch);
     op->embed(b, s->buf.x, &m->w.globals.embed);

@@ -4,6 +4,7 @@
  * on the same weights.
  */
 #include <jansson.h>
+#include <unistd.h>
 
 #include "engine/model/model.h"
 #include "pair.h"
@@ -224,10 +225,118 @@ test_bf16(void **state)
 }
 
 
+/* Sizes of more than one tile, so that every warp has something to do. */
+static const struct {
+    const char *key;
+    int         value;
+} larger[] = {
+    { "hidden_size", 288 }, { "kv_lora_rank", 176 }, { "qk_rope_head_dim", 24 },
+    { "qk_nope_head_dim", 150 }, { "v_head_dim", 72 },
+    { "num_attention_heads", 5 }, { "moe_intermediate_size", 168 },
+    { "n_routed_experts", 12 }, { "num_experts_per_tok", 4 },
+    { "n_shared_experts", 2 }, { "num_hidden_layers", 2 },
+    { "head_dim", 24 }, { "num_key_value_heads", 5 }
+};
+
+/* In the emulation: kernels launched so far. */
+extern unsigned long emu_n_launches __attribute__((weak));
+
+
+static struct model *
+load_larger(const char *dir, const char *backend)
+{
+    struct err           e = { "" };
+    struct model_options o = {
+        .dir = dir, .backend = backend, .n_threads = 2, .max_batch_tok = 80,
+        .max_batch_rows = 80, .random_seed = 7, .max_seqs = 2
+    };
+    struct model        *m = model_load(&o, &e);
+
+    if (m == NULL) {
+        fail_msg("%s", e.text);
+    }
+
+    return m;
+}
+
+
+/* Random weights in larger shapes: a prompt, then tokens one by one, which
+ * are few enough for the kernels that do several calls in one; then again,
+ * when every step is a replay. */
+static void
+test_larger(void **state)
+{
+    char    dir[] = "/tmp/moe-cuda-XXXXXX", path[64];
+    json_t *config = json_load_file("t/data/model/v2_lite/config.json", 0,
+                                    NULL);
+    struct golden g = { NULL, { 0 }, 12 };
+
+    (void) state;
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+
+    for (size_t i = 0; i < BASE_COUNT(larger); i++) {
+        json_object_set_new(config, larger[i].key,
+                            json_integer(larger[i].value));
+    }
+
+    assert_int_equal(json_dump_file(config, path, 0), 0);
+
+    for (int i = 0; i < g.n_tok; i++) {
+        g.tokens[i] = draw(128);
+    }
+
+    struct model *cpu = load_larger(dir, "cpu");
+    struct model *m = load_larger(dir, "cuda");
+    size_t        n_vocab = model_info(m)->n_vocab;
+    float        *want = run(cpu, &g, g.n_tok);
+
+    for (int i = 0; i < 4; i++) {
+        static const int chunks[] = { 12, 1, 5, 1 };
+        float           *got = run(m, &g, chunks[i]);
+        int              n_apart = 0;
+
+        for (int t = 0; t < g.n_tok; t++) {
+            n_apart += !(apart(got + (size_t) t * n_vocab,
+                               want + (size_t) t * n_vocab, n_vocab)
+                         <= BF16_MOST);
+        }
+
+        if (n_apart > 2) {
+            fail_msg("in chunks of %d: %d rows are apart, the first by %g",
+                     chunks[i], n_apart, apart(got, want, n_vocab));
+        }
+
+        free(got);
+    }
+
+    if (&emu_n_launches != NULL) {
+        unsigned long        was = emu_n_launches;
+        float               *logits;
+        uint32_t             pages = 1;
+        struct model_segment one = { g.tokens, &pages, 1, 0, 1 };
+
+        model_forward(m, &one, 1, &logits);
+
+        /* embed, angles; gather, norm, head; the first layer is dense. */
+        assert_true(emu_n_launches - was <= 5 + 2 * 9);
+    }
+
+    free(want);
+    model_free(cpu);
+    model_free(m);
+    json_decref(config);
+    unlink(path);
+    rmdir(dir);
+}
+
+
 int
 main(void)
 {
-    struct CMUnitTest tests[2 * BASE_COUNT(names)];
+    struct CMUnitTest tests[2 * BASE_COUNT(names) + 1] = {
+        cmocka_unit_test(test_larger)
+    };
     char              titles[2 * BASE_COUNT(names)][64];
 
     for (size_t i = 0; i < 2 * BASE_COUNT(names); i++) {
@@ -235,7 +344,7 @@ main(void)
 
         snprintf(titles[i], sizeof(titles[i]), "%s_%s", name,
                  i % 2 ? "bf16" : "f32");
-        tests[i] = (struct CMUnitTest) {
+        tests[1 + i] = (struct CMUnitTest) {
             titles[i], i % 2 ? test_bf16 : test_f32, NULL, NULL,
             (void *) (uintptr_t) name
         };

@@ -37,7 +37,7 @@ begin(struct tokens *t, uint32_t n_tok, uint32_t n_ids)
         t->pages[i] = none;
     }
 
-    t->batch = (struct batch) { n_tok, t->ids, t->pos, t->pages };
+    t->batch = (struct batch) { n_tok, t->ids, t->pos, t->pages, 0 };
     EACH(b) {
         OP(b, begin, &t->batch);
     }
@@ -318,7 +318,7 @@ check_mla(const struct mla_case *k)
                 t.pages[i] = tables[s];
             }
 
-            t.batch = (struct batch) { m, t.ids, t.pos, t.pages };
+            t.batch = (struct batch) { m, t.ids, t.pos, t.pages, 0 };
             EACH(b) {
                 OP(b, begin, &t.batch);
                 OP(b, kv_put, &store[b], 1, tensor_of(&x, b), n);
@@ -342,7 +342,7 @@ check_mla(const struct mla_case *k)
     }
 
     both_put(&q.b, q.host);
-    t.batch = (struct batch) { n_tok, t.ids, t.pos, t.pages };
+    t.batch = (struct batch) { n_tok, t.ids, t.pos, t.pages, 0 };
     EACH(b) {
         struct mla a = {
             .y = tensor_of(&y, b), .q = tensor_of(&q, b), .kv = &store[b],

@@ -126,6 +126,12 @@ hw_load_once(const uint4 *p)
     return *p;
 }
 
+static inline float
+hw_load_fresh(const float *p)
+{
+    return *p;
+}
+
 struct hw_mma_args {
     float   *d;
     uint32_t a[4];

@@ -1,0 +1,655 @@
+/*
+ * step.cu - the calls of a step, from the vtable to kernels.
+ *
+ * In: the ops of a layer, one by one.  Out: launches.  A step that repeats
+ * itself (struct batch) is recorded when its number of tokens is seen for the
+ * first time: the calls up to gather() are listed, those that belong together
+ * are put together, the kernels are captured in a graph; the next time the
+ * calls are let pass, and the graph is launched.  Other steps go straight on.
+ *
+ * What differs between steps is read from device memory: tokens, positions,
+ * page tables.  How many parts attention is split into follows from the
+ * largest position, which is rounded up, and is part of a graph's key.
+ */
+#include "common.cuh"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Steps of more tokens are prompts: they take long, and do not come again. */
+#define TOK_MAX         256
+#define GRAPHS_MAX      256
+
+enum op_kind {
+    OP_EMBED, OP_RMSNORM, OP_LINEAR, OP_HEADS, OP_ANGLES, OP_ROPE, OP_KV_PUT,
+    OP_MLA, OP_ROUTE, OP_MOE, OP_SILU_MUL
+};
+
+struct op {
+    enum op_kind kind;
+
+    union {
+        struct { struct tensor y; const struct weight *w; } embed;
+        struct cuda_norm       norm;
+        struct cuda_linear_op  linear;
+        struct heads           heads;
+        struct { struct tensor y; const float *freqs; uint32_t n;
+                 float scale; } angles;
+        struct rope            rope;
+        struct { const struct kv_store *kv; uint32_t layer; struct tensor x;
+                 uint32_t n; } kv_put;
+        struct mla             mla;
+        struct route           route;
+        struct moe             moe;
+        struct { struct tensor y, gate, up; uint32_t n_rows, n; } silu;
+    };
+};
+
+enum mode { DIRECT, RECORD, REPLAY };
+
+struct graph {
+    uint32_t        n_tok;
+    uint32_t        max_pos;
+    cudaGraphExec_t exec;
+};
+
+struct cuda_step {
+    enum mode     mode;
+    struct op    *ops;          /* recorded */
+    size_t        n_ops;
+    size_t        max_ops;
+    struct graph  graphs[GRAPHS_MAX];
+    uint32_t      n_graphs;
+    struct graph *graph;        /* REPLAY */
+};
+
+
+/* Where this call is to be recorded; NULL: nowhere, it is replayed. */
+static struct op *
+op_add(struct cuda *c, enum op_kind kind)
+{
+    struct cuda_step *s = c->step;
+
+    if (s->mode == REPLAY) {
+        return NULL;
+    }
+
+    /* A model's first steps, not its later ones, come here. */
+    if (s->n_ops == s->max_ops) {
+        s->max_ops = s->max_ops != 0 ? 2 * s->max_ops : 1024;
+        s->ops = (struct op *) realloc(s->ops, s->max_ops * sizeof(*s->ops));
+
+        if (s->ops == NULL) {
+            cuda_fail(__FILE__, __LINE__, "realloc",
+                      cudaErrorMemoryAllocation);
+        }
+    }
+
+    struct op *op = &s->ops[s->n_ops++];
+
+    memset(op, 0, sizeof(*op));
+    op->kind = kind;
+
+    return op;
+}
+
+
+static int
+is_direct(struct backend *b)
+{
+    return cuda_of(b)->step->mode == DIRECT;
+}
+
+
+static void
+op_embed(struct backend *b, struct tensor y, const struct weight *w)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_embed(b, y, w);
+
+    } else if ((op = op_add(cuda_of(b), OP_EMBED)) != NULL) {
+        op->embed.y = y;
+        op->embed.w = w;
+    }
+}
+
+
+static void
+op_rmsnorm(struct backend *b, struct tensor y, struct tensor x, const float *w,
+           float eps, uint32_t n_rows, uint32_t n)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_rmsnorm(b, y, x, w, eps, n_rows, n);
+
+    } else if ((op = op_add(cuda_of(b), OP_RMSNORM)) != NULL) {
+        struct cuda_norm norm = { y, x, w, eps, n_rows, n };
+
+        op->norm = norm;
+    }
+}
+
+
+static void
+op_linear(struct backend *b, struct tensor y, struct tensor x,
+          const struct weight *w, uint32_t n_rows, int add)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_linear(b, y, x, w, n_rows, add);
+
+    } else if ((op = op_add(cuda_of(b), OP_LINEAR)) != NULL) {
+        struct cuda_linear_op linear = { y, x, w, n_rows, add };
+
+        op->linear = linear;
+    }
+}
+
+
+static void
+op_heads(struct backend *b, const struct heads *a)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_heads(b, a);
+
+    } else if ((op = op_add(cuda_of(b), OP_HEADS)) != NULL) {
+        op->heads = *a;
+    }
+}
+
+
+static void
+op_angles(struct backend *b, struct tensor angles, const float *freqs,
+          uint32_t n_pairs, float scale)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_angles(b, angles, freqs, n_pairs, scale);
+
+    } else if ((op = op_add(cuda_of(b), OP_ANGLES)) != NULL) {
+        op->angles.y = angles;
+        op->angles.freqs = freqs;
+        op->angles.n = n_pairs;
+        op->angles.scale = scale;
+    }
+}
+
+
+static void
+op_rope(struct backend *b, const struct rope *a)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_rope(b, a);
+
+    } else if ((op = op_add(cuda_of(b), OP_ROPE)) != NULL) {
+        op->rope = *a;
+    }
+}
+
+
+static void
+op_kv_put(struct backend *b, const struct kv_store *kv, uint32_t layer,
+          struct tensor x, uint32_t n)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_kv_put(b, kv, layer, x, n);
+
+    } else if ((op = op_add(cuda_of(b), OP_KV_PUT)) != NULL) {
+        op->kv_put.kv = kv;
+        op->kv_put.layer = layer;
+        op->kv_put.x = x;
+        op->kv_put.n = n;
+    }
+}
+
+
+static void
+op_mla(struct backend *b, const struct mla *a)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_mla(b, a);
+
+    } else if ((op = op_add(cuda_of(b), OP_MLA)) != NULL) {
+        op->mla = *a;
+    }
+}
+
+
+static void
+op_route(struct backend *b, const struct route *a)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_route(b, a);
+
+    } else if ((op = op_add(cuda_of(b), OP_ROUTE)) != NULL) {
+        op->route = *a;
+    }
+}
+
+
+static void
+op_moe(struct backend *b, const struct moe *a)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_moe(b, a);
+
+    } else if ((op = op_add(cuda_of(b), OP_MOE)) != NULL) {
+        op->moe = *a;
+    }
+}
+
+
+static void
+op_silu_mul(struct backend *b, struct tensor y, struct tensor gate,
+            struct tensor up, uint32_t n_rows, uint32_t n)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_silu_mul(b, y, gate, up, n_rows, n);
+
+    } else if ((op = op_add(cuda_of(b), OP_SILU_MUL)) != NULL) {
+        op->silu.y = y;
+        op->silu.gate = gate;
+        op->silu.up = up;
+        op->silu.n_rows = n_rows;
+        op->silu.n = n;
+    }
+}
+
+
+static void
+op_gather(struct backend *b, struct tensor y, struct tensor x,
+          const uint32_t *rows, uint32_t n_rows, uint32_t n)
+{
+    cuda_step_end(cuda_of(b));
+    cuda_gather(b, y, x, rows, n_rows, n);
+}
+
+
+const struct backend_ops cuda_step_ops = {
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, op_embed,
+    op_rmsnorm, op_linear, op_heads, op_angles, op_rope, op_kv_put, op_mla,
+    op_route, op_moe, op_silu_mul, op_gather, NULL
+};
+
+
+static int
+is_same(struct tensor a, struct tensor b)
+{
+    return a.data == b.data && a.stride == b.stride;
+}
+
+
+/* Products of bf16 weights with the same x, from op on; at most CUDA_PARTS_MAX
+ * of them. */
+static size_t
+count_linears(const struct op *op, size_t n, struct tensor x)
+{
+    size_t i = 0;
+
+    while (i < n && i < CUDA_PARTS_MAX && op[i].kind == OP_LINEAR
+           && is_same(op[i].linear.x, x) && !op[i].linear.add
+           && op[i].linear.w->dtype == DTYPE_BF16
+           && op[i].linear.w->n_in == op[0].linear.w->n_in)
+    {
+        i++;
+    }
+
+    return i;
+}
+
+
+static void
+put_linears(struct cuda *c, const struct cuda_norm *norm, const struct op *op,
+            size_t n)
+{
+    struct cuda_linear_op linears[CUDA_PARTS_MAX];
+
+    for (size_t i = 0; i < n; i++) {
+        linears[i] = op[i].linear;
+    }
+
+    cuda_linears(c, norm, linears, (uint32_t) n);
+}
+
+
+/* h = norm(x), then products of h.  In place, blocks would read what another
+ * has normed already. */
+static size_t
+put_norm_linears(struct cuda *c, const struct op *op, size_t n)
+{
+    size_t n_linears;
+
+    if (op[0].kind != OP_RMSNORM || op[0].norm.y.data == op[0].norm.x.data) {
+        return 0;
+    }
+
+    n_linears = count_linears(op + 1, n - 1, op[0].norm.y);
+
+    if (n_linears == 0 || op[1].linear.w->n_in != op[0].norm.n) {
+        return 0;
+    }
+
+    put_linears(c, &op[0].norm, op + 1, n_linears);
+
+    return 1 + n_linears;
+}
+
+
+static size_t
+put_only_linears(struct cuda *c, const struct op *op, size_t n)
+{
+    size_t n_linears = op[0].kind == OP_LINEAR
+                       ? count_linears(op, n, op[0].linear.x) : 0;
+
+    if (n_linears < 2) {
+        return 0;
+    }
+
+    put_linears(c, NULL, op, n_linears);
+
+    return n_linears;
+}
+
+
+static size_t
+put_latent(struct cuda *c, const struct op *op, size_t n)
+{
+    if (n < 5 || op[0].kind != OP_RMSNORM || op[1].kind != OP_ROPE
+        || op[2].kind != OP_KV_PUT || op[3].kind != OP_HEADS
+        || op[4].kind != OP_ROPE)
+    {
+        return 0;
+    }
+
+    const struct cuda_norm *norm = &op[0].norm;
+    const struct rope      *k = &op[1].rope, *q = &op[4].rope;
+    const struct heads     *h = &op[3].heads;
+
+    if (!is_same(norm->x, norm->y) || !is_same(k->x, k->y)
+        || !is_same(k->x, tensor_from(norm->x, norm->n)) || k->n_heads != 1
+        || !is_same(op[2].kv_put.x, norm->x)
+        || op[2].kv_put.n != norm->n + k->n || h->w->dtype != DTYPE_BF16
+        || q->n_heads != h->w->n || q->n != k->n
+        || q->interleaved != k->interleaved || q->x.data == q->y.data)
+    {
+        return 0;
+    }
+
+    struct cuda_latent a;
+
+    memset(&a, 0, sizeof(a));
+    a.norm = *norm;
+    a.k = *k;
+    a.kv = op[2].kv_put.kv;
+    a.layer = op[2].kv_put.layer;
+    a.n = op[2].kv_put.n;
+    a.q = *h;
+    a.q_rope = *q;
+    cuda_latent(c, &a);
+
+    return 5;
+}
+
+
+static size_t
+put_mla(struct cuda *c, const struct op *op, size_t n)
+{
+    return n >= 2 && op[0].kind == OP_MLA && op[1].kind == OP_HEADS
+           && is_same(op[0].mla.y, op[1].heads.x)
+           && op[1].heads.w->dtype == DTYPE_BF16
+           && op[1].heads.x_head == op[0].mla.kv->row
+           && op[1].heads.w->n_in == op[0].mla.n_latent
+           && op[1].heads.w->n == op[0].mla.n_heads
+           && cuda_mla_heads(c, &op[0].mla, &op[1].heads) == 0 ? 2 : 0;
+}
+
+
+static size_t
+put_route(struct cuda *c, const struct op *op, size_t n)
+{
+    if (n < 3 || op[0].kind != OP_RMSNORM || op[1].kind != OP_LINEAR
+        || op[2].kind != OP_ROUTE || op[0].norm.x.data == op[0].norm.y.data
+        || !is_same(op[0].norm.y, op[1].linear.x) || op[1].linear.add
+        || op[1].linear.w->dtype != DTYPE_F32
+        || op[1].linear.w->n_in != op[0].norm.n
+        || !is_same(op[1].linear.y, op[2].route.logits))
+    {
+        return 0;
+    }
+
+    cuda_norm_route(c, &op[0].norm, &op[1].linear, &op[2].route);
+
+    return 3;
+}
+
+
+/* moe, and gate, up, silu_mul, down of the same rows to the same y. */
+static size_t
+put_moe(struct cuda *c, const struct op *op, size_t n)
+{
+    if (op[0].kind != OP_MOE || op[0].moe.gate->dtype != DTYPE_BF16) {
+        return 0;
+    }
+
+    const struct moe *m = &op[0].moe;
+
+    if (n >= 5 && op[1].kind == OP_LINEAR && op[2].kind == OP_LINEAR
+        && op[3].kind == OP_SILU_MUL && op[4].kind == OP_LINEAR
+        && is_same(op[1].linear.x, m->x) && is_same(op[2].linear.x, m->x)
+        && !op[1].linear.add && !op[2].linear.add
+        && is_same(op[3].silu.gate, op[1].linear.y)
+        && is_same(op[3].silu.up, op[2].linear.y)
+        && is_same(op[3].silu.y, op[4].linear.x) && op[4].linear.add
+        && is_same(op[4].linear.y, m->y)
+        && op[1].linear.w->dtype == DTYPE_BF16)
+    {
+        struct cuda_shared shared = {
+            op[1].linear.w, op[2].linear.w, op[4].linear.w, op[3].silu.y
+        };
+
+        cuda_moe_few(c, m, &shared);
+
+        return 5;
+    }
+
+    cuda_moe_few(c, m, NULL);
+
+    return 1;
+}
+
+
+/* One call as it is. */
+static void
+put_one(struct cuda *c, const struct op *op)
+{
+    struct backend *b = &c->b;
+
+    switch (op->kind) {
+    case OP_EMBED:
+        cuda_embed(b, op->embed.y, op->embed.w);
+        break;
+    case OP_RMSNORM:
+        cuda_rmsnorm(b, op->norm.y, op->norm.x, op->norm.w, op->norm.eps,
+                     op->norm.n_rows, op->norm.n);
+        break;
+    case OP_LINEAR:
+        cuda_linear(b, op->linear.y, op->linear.x, op->linear.w,
+                    op->linear.n_rows, op->linear.add);
+        break;
+    case OP_HEADS:
+        cuda_heads(b, &op->heads);
+        break;
+    case OP_ANGLES:
+        cuda_angles(b, op->angles.y, op->angles.freqs, op->angles.n,
+                    op->angles.scale);
+        break;
+    case OP_ROPE:
+        cuda_rope(b, &op->rope);
+        break;
+    case OP_KV_PUT:
+        cuda_kv_put(b, op->kv_put.kv, op->kv_put.layer, op->kv_put.x,
+                    op->kv_put.n);
+        break;
+    case OP_MLA:
+        cuda_mla(b, &op->mla);
+        break;
+    case OP_ROUTE:
+        cuda_route(b, &op->route);
+        break;
+    case OP_MOE:
+        cuda_moe(b, &op->moe);
+        break;
+    case OP_SILU_MUL:
+        cuda_silu_mul(b, op->silu.y, op->silu.gate, op->silu.up,
+                      op->silu.n_rows, op->silu.n);
+        break;
+    }
+}
+
+
+static void
+put_all(struct cuda *c)
+{
+    static size_t (*const together[])(struct cuda *c, const struct op *op,
+                                      size_t n) = {
+        put_latent, put_route, put_norm_linears, put_only_linears, put_mla,
+        put_moe
+    };
+    struct cuda_step *s = c->step;
+    size_t            n_done;
+
+    for (size_t i = 0; i < s->n_ops; i += n_done) {
+        n_done = 0;
+
+        for (size_t k = 0; c->n_tok <= CUDA_FEW && n_done == 0
+                           && k < BASE_COUNT(together); k++)
+        {
+            n_done = together[k](c, s->ops + i, s->n_ops - i);
+        }
+
+        if (n_done == 0) {
+            put_one(c, s->ops + i);
+            n_done = 1;
+        }
+    }
+}
+
+
+static void
+drop_graphs(struct cuda_step *s)
+{
+    for (uint32_t i = 0; i < s->n_graphs; i++) {
+        CUDA_CHECK(cudaGraphExecDestroy(s->graphs[i].exec));
+    }
+
+    s->n_graphs = 0;
+}
+
+
+void
+cuda_step_forget(struct cuda *c)
+{
+    drop_graphs(c->step);
+}
+
+
+int
+cuda_step_open(struct cuda *c, struct err *e)
+{
+    c->step = (struct cuda_step *) calloc(1, sizeof(*c->step));
+
+    return c->step != NULL ? 0 : err_set(e, "no memory for the backend");
+}
+
+
+void
+cuda_step_begin(struct cuda *c, int repeats)
+{
+    struct cuda_step *s = c->step;
+    uint32_t          pages = 1;
+
+    s->mode = DIRECT;
+
+    if (!repeats || c->n_tok > TOK_MAX || c->n_tok == 0) {
+        return;
+    }
+
+    while (pages <= c->max_pos / BACKEND_PAGE_TOK) {
+        pages *= 2;
+    }
+
+    c->max_pos = pages * BACKEND_PAGE_TOK - 1;
+    s->n_ops = 0;
+    s->mode = RECORD;
+
+    for (uint32_t i = 0; i < s->n_graphs; i++) {
+        if (s->graphs[i].n_tok == c->n_tok
+            && s->graphs[i].max_pos == c->max_pos)
+        {
+            s->graph = &s->graphs[i];
+            s->mode = REPLAY;
+        }
+    }
+}
+
+
+void
+cuda_step_end(struct cuda *c)
+{
+    struct cuda_step *s = c->step;
+    cudaGraph_t       graph;
+
+    if (s->mode == RECORD) {
+        if (s->n_graphs == GRAPHS_MAX) {
+            CUDA_CHECK(cudaStreamSynchronize(c->stream));
+            drop_graphs(s);
+        }
+
+        s->graph = &s->graphs[s->n_graphs++];
+        s->graph->n_tok = c->n_tok;
+        s->graph->max_pos = c->max_pos;
+
+        CUDA_CHECK(cudaStreamBeginCapture(c->stream,
+                                          cudaStreamCaptureModeThreadLocal));
+        put_all(c);
+        CUDA_CHECK(cudaStreamEndCapture(c->stream, &graph));
+        CUDA_CHECK(cudaGraphInstantiate(&s->graph->exec, graph, 0));
+        CUDA_CHECK(cudaGraphDestroy(graph));
+    }
+
+    if (s->mode != DIRECT) {
+        CUDA_CHECK(cudaGraphLaunch(s->graph->exec, c->stream));
+        s->mode = DIRECT;
+    }
+}
+
+
+void
+cuda_step_close(struct cuda *c)
+{
+    if (c->step != NULL) {
+        drop_graphs(c->step);
+        free(c->step->ops);
+        free(c->step);
+    }
+}
