@@ -123,7 +123,7 @@ keys_make(struct backend *b, enum dtype dtype, float *keys)
     for (uint32_t pos = 0; pos < PAGES * BACKEND_PAGE_TOK; pos++) {
         const uint32_t *pages = page_table;
         uint32_t        id = 0;
-        struct batch    batch = { 1, &id, &pos, &pages };
+        struct batch    batch = { 1, &id, &pos, &pages, 0 };
 
         b->ops->begin(b, &batch);
         b->ops->kv_put(b, &kv, 1, (struct tensor) {
@@ -141,7 +141,7 @@ run_mla(struct backend *b, const struct kv_store *kv, float *y, float *q,
 {
     const uint32_t *pages[TOKENS];
     uint32_t        ids[TOKENS] = { 0 };
-    struct batch    batch = { n, ids, positions + first, pages };
+    struct batch    batch = { n, ids, positions + first, pages, 0 };
 
     for (uint32_t i = 0; i < n; i++) {
         pages[i] = page_table;
