@@ -22,6 +22,10 @@
 #define NGX_HTTP_MOE_LAST_PASSES       1024
 
 
+static ngx_http_moe_channel_t *ngx_http_moe_channel_create(
+    ngx_http_moe_peer_t *peer, ngx_log_t *log);
+static void ngx_http_moe_channel_destroy(ngx_http_moe_channel_t *ch);
+static void ngx_http_moe_channel_replace(ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_channel_connect(ngx_http_moe_channel_t *ch);
 static const char *ngx_http_moe_channel_hello(ngx_http_moe_channel_t *ch,
     ngx_socket_t s, char *text);
@@ -31,7 +35,6 @@ static void ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_channel_down(ngx_http_moe_channel_t *ch,
     const char *reason);
 static void ngx_http_moe_channel_close(ngx_http_moe_channel_t *ch);
-static void ngx_http_moe_channel_pending(ngx_http_moe_channel_t *ch);
 
 static void ngx_http_moe_channel_sock_handler(ngx_event_t *ev);
 static void ngx_http_moe_channel_bell_handler(ngx_event_t *ev);
@@ -46,27 +49,53 @@ static void ngx_http_moe_channel_event(ngx_http_moe_channel_t *ch,
 ngx_int_t
 ngx_http_moe_channel_init(ngx_http_moe_engine_t *engine, ngx_cycle_t *cycle)
 {
+    ngx_uint_t            i;
+    ngx_http_moe_peer_t  *peer;
+
+    ngx_queue_init(&engine->pending);
+    ngx_queue_init(&engine->touched);
+    ngx_queue_init(&engine->retired);
+
+    peer = engine->peers.elts;
+
+    for (i = 0; i < engine->peers.nelts; i++) {
+
+        peer[i].channel = ngx_http_moe_channel_create(&peer[i], cycle->log);
+        if (peer[i].channel == NULL) {
+            return NGX_ERROR;
+        }
+
+        ngx_http_moe_channel_connect(peer[i].channel);
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_http_moe_channel_t *
+ngx_http_moe_channel_create(ngx_http_moe_peer_t *peer, ngx_log_t *log)
+{
     ngx_http_moe_channel_t  *ch;
 
-    ch = ngx_pcalloc(cycle->pool, sizeof(ngx_http_moe_channel_t));
+    ch = ngx_calloc(sizeof(ngx_http_moe_channel_t), log);
     if (ch == NULL) {
-        return NGX_ERROR;
+        return NULL;
     }
 
-    ch->slots = ngx_pcalloc(cycle->pool, engine->streams
-                                         * sizeof(ngx_http_moe_slot_t));
+    ch->slots = ngx_calloc(peer->engine->streams
+                           * sizeof(ngx_http_moe_slot_t), log);
     if (ch->slots == NULL) {
-        return NGX_ERROR;
+        ngx_free(ch);
+        return NULL;
     }
 
-    ch->engine = engine;
-    ch->log = cycle->log;
+    ch->engine = peer->engine;
+    ch->link = peer;
+    ch->log = log;
     ch->own.fd = -1;
     ch->backoff = NGX_HTTP_MOE_BACKOFF_MIN;
 
-    ngx_queue_init(&ch->pending);
     ngx_queue_init(&ch->sending);
-    ngx_queue_init(&ch->touched);
 
     ngx_http_moe_slot_reset(ch);
 
@@ -80,11 +109,21 @@ ngx_http_moe_channel_init(ngx_http_moe_engine_t *engine, ngx_cycle_t *cycle)
     ngx_http_moe_channel_event(ch, &ch->fault,
                                ngx_http_moe_channel_fault_handler);
 
-    engine->channel = ch;
+    return ch;
+}
 
-    ngx_http_moe_channel_connect(ch);
 
-    return NGX_OK;
+static void
+ngx_http_moe_channel_destroy(ngx_http_moe_channel_t *ch)
+{
+    ngx_http_moe_channel_close(ch);
+
+    if (ch->retired) {
+        ngx_queue_remove(&ch->queue);
+    }
+
+    ngx_free(ch->slots);
+    ngx_free(ch);
 }
 
 
@@ -100,9 +139,26 @@ ngx_http_moe_channel_event(ngx_http_moe_channel_t *ch, ngx_event_t *ev,
 
 
 void
-ngx_http_moe_channel_exit(ngx_http_moe_channel_t *ch)
+ngx_http_moe_channel_exit(ngx_http_moe_engine_t *engine)
 {
-    ngx_http_moe_channel_close(ch);
+    ngx_uint_t               i;
+    ngx_http_moe_peer_t     *peer;
+    ngx_http_moe_channel_t  *ch;
+
+    peer = engine->peers.elts;
+
+    for (i = 0; i < engine->peers.nelts; i++) {
+        if (peer[i].channel) {
+            ngx_http_moe_channel_destroy(peer[i].channel);
+            peer[i].channel = NULL;
+        }
+    }
+
+    while (engine->retired.next && !ngx_queue_empty(&engine->retired)) {
+        ch = ngx_queue_data(ngx_queue_head(&engine->retired),
+                            ngx_http_moe_channel_t, queue);
+        ngx_http_moe_channel_destroy(ch);
+    }
 }
 
 
@@ -120,9 +176,9 @@ ngx_http_moe_channel_connect(ngx_http_moe_channel_t *ch)
     char                    text[RING_TEXT];
     const char             *reason;
     ngx_socket_t            s;
-    ngx_http_moe_engine_t  *engine;
+    ngx_http_moe_peer_t    *peer;
 
-    engine = ch->engine;
+    peer = ch->link;
 
     s = socket(AF_UNIX, SOCK_SEQPACKET|SOCK_NONBLOCK|SOCK_CLOEXEC, 0);
 
@@ -131,7 +187,7 @@ ngx_http_moe_channel_connect(ngx_http_moe_channel_t *ch)
         return;
     }
 
-    if (connect(s, (struct sockaddr *) &engine->sockaddr, engine->socklen)
+    if (connect(s, (struct sockaddr *) &peer->sockaddr, peer->socklen)
         == -1)
     {
         ngx_http_moe_channel_down(ch, strerror(ngx_errno));
@@ -155,7 +211,7 @@ ngx_http_moe_channel_connect(ngx_http_moe_channel_t *ch)
 
     ch->state = NGX_HTTP_MOE_ATTACHING;
 
-    ngx_add_timer(&ch->retry, engine->connect_timeout);
+    ngx_add_timer(&ch->retry, ch->engine->connect_timeout);
 }
 
 
@@ -291,6 +347,11 @@ ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch)
 
     (void) close(fd);
 
+    if (ring_word_get(&ch->peer.page->state) == ABI_STATE_DRAINING) {
+        ngx_http_moe_channel_down(ch, "the engine is shutting down");
+        return;
+    }
+
     ch->welcome = m.welcome;
 
     ring_tx_init(&ch->tx, &ch->own, &ch->peer);
@@ -301,7 +362,7 @@ ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch)
     ch->state = NGX_HTTP_MOE_ATTACHED;
     ch->backoff = NGX_HTTP_MOE_BACKOFF_MIN;
     ch->quiet = 0;
-    ch->n_attached++;
+    ch->link->n_attached++;
     ch->heartbeat = ring_word_get(&ch->peer.page->heartbeat);
     ch->heartbeat_seen = ngx_current_msec;
 
@@ -312,41 +373,11 @@ ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch)
                   "context of %uD tokens", &ch->engine->name,
                   ch->welcome.model, ch->welcome.n_ctx_tok);
 
-    ngx_http_moe_channel_pending(ch);
+    ngx_http_moe_resume_pending(ch->engine);
 
     /* Says where to be woken. */
 
     ngx_http_moe_slot_drain(ch);
-}
-
-
-/* Those who came while hands were shaken. */
-
-static void
-ngx_http_moe_channel_pending(ngx_http_moe_channel_t *ch)
-{
-    ngx_int_t            rc;
-    ngx_queue_t         *q;
-    ngx_http_moe_ctx_t  *ctx;
-
-    while (!ngx_queue_empty(&ch->pending)) {
-
-        q = ngx_queue_head(&ch->pending);
-        ngx_queue_remove(q);
-
-        ctx = ngx_queue_data(q, ngx_http_moe_ctx_t, queue);
-        ctx->in_queue = 0;
-
-        rc = ngx_http_moe_admit(ctx);
-
-        if (rc != NGX_OK) {
-            ctx->error.status = (ngx_uint_t) rc;
-            ngx_http_moe_stream_error(ctx);
-            ngx_http_moe_slot_touch(ch, ctx);
-        }
-    }
-
-    ngx_http_moe_slot_flush(ch);
 }
 
 
@@ -355,28 +386,72 @@ ngx_http_moe_channel_pending(ngx_http_moe_channel_t *ch)
 static void
 ngx_http_moe_channel_down(ngx_http_moe_channel_t *ch, const char *reason)
 {
-    ngx_uint_t  level, jitter;
+    ngx_uint_t              level, jitter;
+    ngx_http_moe_engine_t  *engine;
 
     level = (ch->state == NGX_HTTP_MOE_ATTACHED) ? NGX_LOG_WARN
                                                  : NGX_LOG_NOTICE;
 
     if (!ch->quiet && !ngx_exiting) {
         ngx_log_error(level, ch->log, 0, "engine \"%V\" at \"%V\": %s",
-                      &ch->engine->name, &ch->engine->socket, reason);
+                      &ch->engine->name, &ch->link->socket, reason);
     }
 
     ch->quiet = 1;
 
-    ngx_http_moe_channel_close(ch);
+    engine = ch->engine;
 
+    ngx_http_moe_channel_close(ch);
     ngx_http_moe_slot_lost(ch);
-    ngx_http_moe_slot_flush(ch);
+
+    if (ch->retired) {
+        ngx_http_moe_channel_destroy(ch);
+        ngx_http_moe_resume_pending(engine);
+        ngx_http_moe_slot_flush(engine);
+        return;
+    }
 
     jitter = (ngx_uint_t) ngx_random() % (ch->backoff / 2 + 1);
 
     ngx_add_timer(&ch->retry, ch->backoff + jitter);
 
     ch->backoff = ngx_min(ch->backoff * 2, NGX_HTTP_MOE_BACKOFF_MAX);
+
+    ngx_http_moe_resume_pending(engine);
+    ngx_http_moe_slot_flush(engine);
+}
+
+
+/* Its engine takes nothing more: is left with what it has, but not in the
+ * middle of a choice, and another one connects in its place. */
+
+void
+ngx_http_moe_channel_retire(ngx_http_moe_channel_t *ch)
+{
+    if (!ch->retire) {
+        ch->retire = 1;
+        ngx_post_event(&ch->fault, &ngx_posted_events);
+    }
+}
+
+
+static void
+ngx_http_moe_channel_replace(ngx_http_moe_channel_t *ch)
+{
+    ngx_http_moe_channel_t  *next;
+
+    next = ngx_http_moe_channel_create(ch->link, ch->log);
+
+    if (next == NULL) {
+        ngx_http_moe_channel_fault(ch, "no memory for its successor");
+        return;
+    }
+
+    ch->retired = 1;
+    ngx_queue_insert_tail(&ch->engine->retired, &ch->queue);
+    ch->link->channel = next;
+
+    ngx_http_moe_channel_connect(next);
 }
 
 
@@ -388,6 +463,7 @@ ngx_http_moe_channel_close(ngx_http_moe_channel_t *ch)
 
     ch->state = NGX_HTTP_MOE_DOWN;
     ch->reason = NULL;
+    ch->retire = 0;
 
     for (i = 0; i < 3; i++) {
         if (timers[i]->timer_set) {
@@ -443,6 +519,11 @@ ngx_http_moe_channel_fault_handler(ngx_event_t *ev)
 
         ch->quiet = 1;
         ngx_http_moe_channel_down(ch, ch->reason);
+        return;
+    }
+
+    if (ch->state == NGX_HTTP_MOE_ATTACHED && ch->retire && !ch->retired) {
+        ngx_http_moe_channel_replace(ch);
     }
 }
 
@@ -559,10 +640,23 @@ ngx_http_moe_channel_tick_handler(ngx_event_t *ev)
     ngx_http_moe_slot_drain(ch);
 
     if (ch->rx.head != late) {
-        ch->n_missed++;
+        ch->link->n_missed++;
     }
 
     ngx_http_moe_slot_stuck(ch);
+
+    if (ring_word_get(&ch->peer.page->state) != ABI_STATE_READY) {
+        ngx_http_moe_channel_retire(ch);
+    }
+
+    if (ch->retired && ch->n_used == 0) {
+        ngx_http_moe_channel_destroy(ch);
+        return;
+    }
+
+    /* Those who found no room. */
+
+    ngx_http_moe_resume_pending(ch->engine);
 }
 
 

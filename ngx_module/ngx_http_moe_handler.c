@@ -24,6 +24,8 @@ static ngx_int_t ngx_http_moe_body_parse(ngx_http_moe_ctx_t *ctx,
     ngx_str_t *body);
 static ngx_int_t ngx_http_moe_id(ngx_http_moe_ctx_t *ctx);
 static ngx_uint_t ngx_http_moe_model_known(ngx_http_moe_ctx_t *ctx);
+static ngx_int_t ngx_http_moe_model(ngx_http_moe_ctx_t *ctx,
+    ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_cleanup(void *data);
 
 
@@ -446,59 +448,35 @@ ngx_http_moe_unavailable(ngx_http_moe_ctx_t *ctx, const char *message)
 /*
  * NGX_OK: the request waits, or is in a slot, and will be finalised by
  * stream.c; else the status to finalise it with.  Is called again, for those
- * that waited for a handshake, when that has ended.
+ * that waited, when something has changed.
  */
 
 ngx_int_t
 ngx_http_moe_admit(ngx_http_moe_ctx_t *ctx)
 {
-    uint64_t                 n_queued, max_queued;
     ngx_int_t                rc;
     ngx_http_moe_channel_t  *ch;
 
-    ch = ctx->engine->channel;
+    rc = ngx_http_moe_balance(ctx, &ch);
 
-    if (ch == NULL || ch->state == NGX_HTTP_MOE_DOWN) {
+    if (rc == NGX_AGAIN || (rc != NGX_OK && ctx->lost)) {
+        ctx->in_queue = 1;
+        ngx_queue_insert_tail(&ctx->engine->pending, &ctx->queue);
+        return NGX_OK;
+    }
+
+    if (rc == NGX_DECLINED) {
         return ngx_http_moe_unavailable(ctx, "The engine is not running. "
                                              "Please retry shortly.");
     }
 
-    if (ch->state == NGX_HTTP_MOE_ATTACHING) {
-        ctx->channel = ch;
-        ctx->in_queue = 1;
-        ngx_queue_insert_tail(&ch->pending, &ctx->queue);
-        return NGX_OK;
-    }
+    if (rc == NGX_OK) {
+        rc = ngx_http_moe_model(ctx, ch);
 
-    if (ring_word_get(&ch->peer.page->state) != ABI_STATE_READY) {
-        return ngx_http_moe_unavailable(ctx, "The engine is shutting down. "
-                                             "Please retry shortly.");
-    }
+        if (rc != NGX_OK) {
+            return rc;
+        }
 
-    ctx->model.len = ngx_strlen(ch->welcome.model);
-    ctx->model.data = ngx_pnalloc(ctx->request->pool, ctx->model.len);
-    if (ctx->model.data == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    ngx_memcpy(ctx->model.data, ch->welcome.model, ctx->model.len);
-
-    if (!ngx_http_moe_model_known(ctx)) {
-        return ngx_http_moe_error(ctx, NGX_HTTP_NOT_FOUND, "model_not_found",
-                                  "model", "The model '%V' does not exist or "
-                                  "you do not have access to it.",
-                                  &ctx->params.model);
-    }
-
-    n_queued = ring_word_get(&ch->peer.page->n_queued);
-    max_queued = ring_word_get(&ch->peer.page->max_queued);
-
-    if (n_queued >= ctx->engine->queue
-        || (max_queued && n_queued >= max_queued))
-    {
-        rc = NGX_BUSY;
-
-    } else {
         rc = ngx_http_moe_slot_submit(ch, ctx);
     }
 
@@ -511,4 +489,46 @@ ngx_http_moe_admit(ngx_http_moe_ctx_t *ctx)
     }
 
     return rc;
+}
+
+
+/* That the engine has the model which was asked for; one that takes over from
+ * another has to have the same. */
+
+static ngx_int_t
+ngx_http_moe_model(ngx_http_moe_ctx_t *ctx, ngx_http_moe_channel_t *ch)
+{
+    size_t  n;
+
+    n = ngx_strlen(ch->welcome.model);
+
+    if (ctx->model.len) {
+
+        if (ctx->model.len != n
+            || ngx_memcmp(ctx->model.data, ch->welcome.model, n) != 0
+            || (ctx->resumed && !(ch->welcome.features & ABI_FEATURE_RESUME)))
+        {
+            return ngx_http_moe_unavailable(ctx, "The engine was replaced by "
+                                                 "another model's.");
+        }
+
+        return NGX_OK;
+    }
+
+    ctx->model.data = ngx_pnalloc(ctx->request->pool, n);
+    if (ctx->model.data == NULL) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    ngx_memcpy(ctx->model.data, ch->welcome.model, n);
+    ctx->model.len = n;
+
+    if (!ngx_http_moe_model_known(ctx)) {
+        return ngx_http_moe_error(ctx, NGX_HTTP_NOT_FOUND, "model_not_found",
+                                  "model", "The model '%V' does not exist or "
+                                  "you do not have access to it.",
+                                  &ctx->params.model);
+    }
+
+    return NGX_OK;
 }

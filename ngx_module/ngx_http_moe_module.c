@@ -17,6 +17,8 @@ static char *ngx_http_moe_engine_option(ngx_conf_t *cf, ngx_command_t *dummy,
     void *conf);
 static char *ngx_http_moe_engine_socket(ngx_conf_t *cf,
     ngx_http_moe_engine_t *engine, ngx_str_t *value);
+static char *ngx_http_moe_engine_balance(ngx_conf_t *cf,
+    ngx_http_moe_engine_t *engine, ngx_str_t *value);
 static void ngx_http_moe_engine_init(ngx_http_moe_engine_t *engine,
     ngx_uint_t unset);
 static ngx_http_moe_engine_t *ngx_http_moe_engine_find(ngx_conf_t *cf,
@@ -70,6 +72,9 @@ static const struct {
 
     { ngx_string("heartbeat"), 1, 10000, 1000, 3600000,
       offsetof(ngx_http_moe_engine_t, heartbeat) },
+
+    { ngx_string("resume_timeout"), 1, 30000, 0, 86400000,
+      offsetof(ngx_http_moe_engine_t, resume_timeout) },
 
     { ngx_null_string, 0, 0, 0, 0, 0 }
 };
@@ -173,7 +178,10 @@ ngx_http_moe_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     engine->name = value[1];
 
     if (ngx_array_init(&engine->aliases, cf->pool, 1, sizeof(ngx_str_t))
-        != NGX_OK)
+        != NGX_OK
+        || ngx_array_init(&engine->peers, cf->pool, 1,
+                          sizeof(ngx_http_moe_peer_t))
+           != NGX_OK)
     {
         return NGX_CONF_ERROR;
     }
@@ -194,7 +202,7 @@ ngx_http_moe_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     ngx_http_moe_engine_init(engine, 0);
 
-    if (engine->socklen == 0) {
+    if (engine->peers.nelts == 0) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "moe_engine \"%V\" has no \"socket\"",
                            &engine->name);
@@ -266,6 +274,10 @@ ngx_http_moe_engine_option(ngx_conf_t *cf, ngx_command_t *dummy, void *conf)
         return ngx_http_moe_engine_socket(cf, engine, &value[1]);
     }
 
+    if (ngx_strcmp(value[0].data, "balance") == 0) {
+        return ngx_http_moe_engine_balance(cf, engine, &value[1]);
+    }
+
     if (ngx_strcmp(value[0].data, "alias") == 0) {
         alias = ngx_array_push(&engine->aliases);
         if (alias == NULL) {
@@ -331,12 +343,28 @@ static char *
 ngx_http_moe_engine_socket(ngx_conf_t *cf, ngx_http_moe_engine_t *engine,
     ngx_str_t *value)
 {
-    ngx_str_t  path;
+    ngx_str_t             path;
+    ngx_uint_t            i;
+    ngx_http_moe_peer_t  *peer;
 
-    if (engine->socklen) {
+    peer = engine->peers.elts;
+
+    for (i = 0; i < engine->peers.nelts; i++) {
+
+        if (peer[i].socket.len == value->len
+            && ngx_memcmp(peer[i].socket.data, value->data, value->len) == 0)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "duplicate socket \"%V\" in moe_engine "
+                               "\"%V\"", value, &engine->name);
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    if (i == NGX_HTTP_MOE_PEERS_MAX) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "duplicate \"socket\" in moe_engine \"%V\"",
-                           &engine->name);
+                           "more than %d sockets in moe_engine \"%V\"",
+                           NGX_HTTP_MOE_PEERS_MAX, &engine->name);
         return NGX_CONF_ERROR;
     }
 
@@ -347,8 +375,6 @@ ngx_http_moe_engine_socket(ngx_conf_t *cf, ngx_http_moe_engine_t *engine,
         return NGX_CONF_ERROR;
     }
 
-    engine->socket = *value;
-
     path.data = value->data + 5;
     path.len = value->len - 5;
 
@@ -356,19 +382,51 @@ ngx_http_moe_engine_socket(ngx_conf_t *cf, ngx_http_moe_engine_t *engine,
         return NGX_CONF_ERROR;
     }
 
-    if (path.len >= sizeof(engine->sockaddr.sun_path)) {
+    if (path.len >= sizeof(peer->sockaddr.sun_path)) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "socket \"%V\" in moe_engine \"%V\" is longer than "
                            "%uz bytes", &path, &engine->name,
-                           sizeof(engine->sockaddr.sun_path) - 1);
+                           sizeof(peer->sockaddr.sun_path) - 1);
         return NGX_CONF_ERROR;
     }
 
-    engine->sockaddr.sun_family = AF_UNIX;
-    ngx_memcpy(engine->sockaddr.sun_path, path.data, path.len);
-    engine->socklen = sizeof(struct sockaddr_un);
+    peer = ngx_array_push(&engine->peers);
+    if (peer == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    ngx_memzero(peer, sizeof(ngx_http_moe_peer_t));
+
+    peer->engine = engine;
+    peer->index = i;
+    peer->socket = *value;
+    peer->sockaddr.sun_family = AF_UNIX;
+    ngx_memcpy(peer->sockaddr.sun_path, path.data, path.len);
+    peer->socklen = sizeof(struct sockaddr_un);
 
     return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_moe_engine_balance(ngx_conf_t *cf, ngx_http_moe_engine_t *engine,
+    ngx_str_t *value)
+{
+    if (ngx_strcmp(value->data, "prefix") == 0) {
+        engine->by_prefix = 1;
+        return NGX_CONF_OK;
+    }
+
+    if (ngx_strcmp(value->data, "least_busy") == 0) {
+        engine->by_prefix = 0;
+        return NGX_CONF_OK;
+    }
+
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "invalid balance \"%V\" in moe_engine \"%V\", "
+                       "expected least_busy or prefix", value, &engine->name);
+
+    return NGX_CONF_ERROR;
 }
 
 
@@ -592,8 +650,6 @@ ngx_http_moe_exit_process(ngx_cycle_t *cycle)
     engine = mmcf->engines.elts;
 
     for (i = 0; i < mmcf->engines.nelts; i++) {
-        if (engine[i]->channel) {
-            ngx_http_moe_channel_exit(engine[i]->channel);
-        }
+        ngx_http_moe_channel_exit(engine[i]);
     }
 }

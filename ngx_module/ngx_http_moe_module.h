@@ -11,7 +11,10 @@
  *      client <-- stream <-- api <-- channel <== ring ==
  *
  * A slot outlives its context: when the client has left, the slot waits for
- * the engine's terminal event, without a context.
+ * the engine's terminal event, without a context.  And a context outlives its
+ * slot: when the engine is lost, it waits for another one (resume).  A group of
+ * engines that serve the same model is a moe_engine; each is a peer of it, with
+ * a channel of its own in each worker.
  */
 #ifndef _NGX_HTTP_MOE_MODULE_H_INCLUDED_
 #define _NGX_HTTP_MOE_MODULE_H_INCLUDED_
@@ -39,7 +42,12 @@
 #define NGX_HTTP_MOE_BODY_MAX     (32 * 1024 * 1024)
 
 
+/* Engines of one group: bits of ctx->tried. */
+#define NGX_HTTP_MOE_PEERS_MAX    64
+
+
 typedef struct ngx_http_moe_channel_s  ngx_http_moe_channel_t;
+typedef struct ngx_http_moe_engine_s   ngx_http_moe_engine_t;
 typedef struct ngx_http_moe_ctx_s      ngx_http_moe_ctx_t;
 typedef struct ngx_http_moe_api_s      ngx_http_moe_api_t;
 
@@ -47,11 +55,29 @@ typedef struct ngx_http_moe_api_s      ngx_http_moe_api_t;
 /* Configuration. */
 
 typedef struct {
-    ngx_str_t                  name;
+    ngx_http_moe_engine_t     *engine;
+    ngx_uint_t                 index;
     struct sockaddr_un         sockaddr;
     socklen_t                  socklen;
     ngx_str_t                  socket;          /* as written */
+    ngx_http_moe_channel_t    *channel;         /* of this process */
+
+    uint64_t                   n_accepted;      /* == done + error */
+    uint64_t                   n_done;          /*    + cancelled + open */
+    uint64_t                   n_error;
+    uint64_t                   n_cancelled;
+    uint64_t                   n_open;
+    uint64_t                   n_late;          /* frames of old uses */
+    uint64_t                   n_missed;        /* wake-ups */
+    uint64_t                   n_attached;      /* times */
+    uint64_t                   n_resumed;       /* requests that it took over */
+} ngx_http_moe_peer_t;
+
+struct ngx_http_moe_engine_s {
+    ngx_str_t                  name;
+    ngx_array_t                peers;           /* ngx_http_moe_peer_t */
     ngx_array_t                aliases;         /* ngx_str_t */
+    ngx_uint_t                 by_prefix;
     ngx_uint_t                 queue;
     ngx_uint_t                 streams;
     ngx_msec_t                 connect_timeout;
@@ -61,8 +87,13 @@ typedef struct {
     ngx_msec_t                 request_timeout; /* 0: none */
     ngx_msec_t                 ping;            /* 0: none */
     ngx_msec_t                 heartbeat;
-    ngx_http_moe_channel_t    *channel;         /* of this process */
-} ngx_http_moe_engine_t;
+    ngx_msec_t                 resume_timeout;  /* 0: not resumed */
+
+    /* Of this process. */
+    ngx_queue_t                pending;         /* ctx: until one is there */
+    ngx_queue_t                touched;         /* ctx: have bytes to send */
+    ngx_queue_t                retired;         /* channels: until they end */
+};
 
 typedef struct {
     ngx_array_t                engines;         /* ngx_http_moe_engine_t * */
@@ -122,6 +153,7 @@ typedef struct {
     ngx_uint_t                 choice;
     ngx_uint_t                 channel;         /* enum abi_channel */
     ngx_uint_t                 n_tok;
+    const u_char              *ids;             /* n_tok * uint32_t */
     ngx_str_t                  text;
     const u_char              *logprobs;        /* for _logprob_next() */
     ngx_uint_t                 n_logprobs;
@@ -143,6 +175,8 @@ typedef struct {
     ngx_http_moe_text_t        values;          /* completions: its arrays */
     ngx_http_moe_text_t        tops;
     ngx_http_moe_text_t        offsets;
+    ngx_http_moe_text_t        ids;             /* uint32_t of each token */
+    size_t                     n_text;          /* bytes of text so far */
     ngx_uint_t                 n_chars;         /* of the text so far */
     ngx_uint_t                 reason;          /* enum abi_reason; 0: open */
     unsigned                   opened:1;        /* its first chunk was made */
@@ -177,6 +211,8 @@ typedef enum {
 
 struct ngx_http_moe_channel_s {
     ngx_http_moe_engine_t     *engine;
+    ngx_http_moe_peer_t       *link;            /* the engine's address */
+    ngx_queue_t                queue;           /* retired */
     ngx_log_t                 *log;
     ngx_http_moe_channel_state_e  state;
 
@@ -192,10 +228,11 @@ struct ngx_http_moe_channel_s {
     ngx_http_moe_slot_t       *slots;
     uint32_t                   free;            /* first; n_slots: none */
     uint64_t                   gen;             /* last one given */
+    uint64_t                   n_used;          /* slots */
+    uint64_t                   n_used_then;     /* when the page said: */
+    uint64_t                   load;
 
-    ngx_queue_t                pending;         /* ctx: until attached */
     ngx_queue_t                sending;         /* ctx: until in the ring */
-    ngx_queue_t                touched;         /* ctx: have bytes to send */
 
     ngx_event_t                retry;           /* connect again, or give up */
     ngx_event_t                tick;            /* each second */
@@ -208,17 +245,10 @@ struct ngx_http_moe_channel_s {
     ngx_msec_t                 heartbeat_seen;
     const char                *reason;          /* of the posted fault */
 
-    uint64_t                   n_accepted;      /* == done + error */
-    uint64_t                   n_done;          /*    + cancelled + open */
-    uint64_t                   n_error;
-    uint64_t                   n_cancelled;
-    uint64_t                   n_open;
-    uint64_t                   n_late;          /* frames of old uses */
-    uint64_t                   n_missed;        /* wake-ups */
-    uint64_t                   n_attached;      /* times */
-
     unsigned                   draining:1;      /* in drain(): publish later */
     unsigned                   quiet:1;         /* said that it is absent */
+    unsigned                   retire:1;        /* its engine takes no more */
+    unsigned                   retired:1;       /* ends what it has */
 };
 
 
@@ -247,15 +277,16 @@ struct ngx_http_moe_ctx_s {
     ngx_http_moe_engine_t     *engine;
     const ngx_http_moe_api_t  *api;
 
-    ngx_http_moe_channel_t    *channel;         /* while pending or in slot */
+    ngx_http_moe_channel_t    *channel;         /* while in a slot */
     ngx_http_moe_slot_t       *slot;
     ngx_queue_t                queue;           /* pending or sending */
     ngx_queue_t                touch;           /* touched */
     ngx_event_t                timer;
 
     ngx_http_moe_params_t      params;
-    u_char                    *payload;         /* until it is in the ring */
+    u_char                    *payload;         /* kept, to be sent again */
     size_t                     n_payload;
+    size_t                     n_base;          /* without resumes */
     size_t                     n_sent;
 
     ngx_str_t                  id;
@@ -271,7 +302,11 @@ struct ngx_http_moe_ctx_s {
     uint32_t                   n_cells;         /* whose bytes have not left */
     ngx_uint_t                 n_tok_unsent;    /* tokens in them */
 
+    uint64_t                   tried;           /* peers that refused it */
+    ngx_uint_t                 n_losses;        /* without a token between */
+
     ngx_msec_t                 header_delay;
+    ngx_msec_t                 lost_at;
     ngx_msec_t                 submitted;
     ngx_msec_t                 started;
     ngx_msec_t                 first_token;
@@ -291,6 +326,10 @@ struct ngx_http_moe_ctx_s {
 
     unsigned                   submit:1;        /* was accepted at all */
     unsigned                   start:1;         /* START was seen */
+    unsigned                   begun:1;         /* ... in this slot, no token */
+    unsigned                   token:1;         /* seen in this slot */
+    unsigned                   lost:1;          /* waits for another engine */
+    unsigned                   resumed:1;       /* has had another one */
     unsigned                   header_sent:1;
     unsigned                   in_touched:1;
     unsigned                   in_queue:1;
@@ -370,11 +409,26 @@ void ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_usage(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_timer(ngx_event_t *ev);
+void ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx);
+
+/* balance.c */
+ngx_int_t ngx_http_moe_balance(ngx_http_moe_ctx_t *ctx,
+    ngx_http_moe_channel_t **ch);
+ngx_http_moe_channel_t *ngx_http_moe_balance_any(
+    ngx_http_moe_engine_t *engine);
+ngx_uint_t ngx_http_moe_balance_ready(ngx_http_moe_engine_t *engine);
+
+/* resume.c */
+void ngx_http_moe_resume_lost(ngx_http_moe_ctx_t *ctx, const char *message);
+ngx_int_t ngx_http_moe_resume_elsewhere(ngx_http_moe_ctx_t *ctx,
+    ngx_http_moe_channel_t *ch);
+void ngx_http_moe_resume_pending(ngx_http_moe_engine_t *engine);
 
 /* channel.c */
 ngx_int_t ngx_http_moe_channel_init(ngx_http_moe_engine_t *engine,
     ngx_cycle_t *cycle);
-void ngx_http_moe_channel_exit(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_channel_exit(ngx_http_moe_engine_t *engine);
+void ngx_http_moe_channel_retire(ngx_http_moe_channel_t *ch);
 void ngx_http_moe_channel_fault(ngx_http_moe_channel_t *ch,
     const char *reason);
 ngx_uint_t ngx_http_moe_channel_ready(ngx_http_moe_channel_t *ch);
@@ -389,9 +443,8 @@ void ngx_http_moe_slot_lost(ngx_http_moe_channel_t *ch);
 void ngx_http_moe_slot_push(ngx_http_moe_channel_t *ch);
 void ngx_http_moe_slot_room(ngx_event_t *ev);
 void ngx_http_moe_slot_drain(ngx_http_moe_channel_t *ch);
-void ngx_http_moe_slot_touch(ngx_http_moe_channel_t *ch,
-    ngx_http_moe_ctx_t *ctx);
-void ngx_http_moe_slot_flush(ngx_http_moe_channel_t *ch);
+void ngx_http_moe_slot_touch(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_slot_flush(ngx_http_moe_engine_t *engine);
 void ngx_http_moe_slot_stuck(ngx_http_moe_channel_t *ch);
 void ngx_http_moe_slot_logprob(const u_char **p, ngx_http_moe_logprob_t *lp);
 

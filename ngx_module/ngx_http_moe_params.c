@@ -12,6 +12,8 @@
 
 #include "ngx_http_moe_module.h"
 
+#include <sys/random.h>
+
 
 #define NGX_HTTP_MOE_STOP_MAX  1024     /* bytes of a stop string */
 
@@ -716,6 +718,20 @@ ngx_http_moe_params_payload(ngx_http_moe_ctx_t *ctx, ngx_uint_t kind,
     }
 
     ctx->n_payload = size;
+    ctx->n_base = size;
+
+    /* The rest of an answer may come from another engine: of one mind. */
+
+    if (!(abi->given & ABI_GIVEN_SEED)) {
+
+        if (getrandom(&abi->seed, sizeof(abi->seed), GRND_NONBLOCK)
+            != sizeof(abi->seed))
+        {
+            return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        }
+
+        abi->given |= ABI_GIVEN_SEED;
+    }
 
     abi->n_bytes = (uint32_t) size;
     abi->kind = (uint32_t) kind;

@@ -63,6 +63,7 @@ ngx_http_moe_slot_reset(ngx_http_moe_channel_t *ch)
     }
 
     ch->free = 0;
+    ch->n_used = 0;
 }
 
 
@@ -76,6 +77,7 @@ ngx_http_moe_slot_free(ngx_http_moe_channel_t *ch, ngx_http_moe_slot_t *slot)
     slot->credit = 0;
     slot->next = ch->free;
 
+    ch->n_used--;
     ch->free = (uint32_t) (slot - ch->slots);
 }
 
@@ -93,6 +95,7 @@ ngx_http_moe_slot_submit(ngx_http_moe_channel_t *ch, ngx_http_moe_ctx_t *ctx)
 
     slot = &ch->slots[ch->free];
     ch->free = slot->next;
+    ch->n_used++;
 
     slot->gen = ++ch->gen;
     slot->ctx = ctx;
@@ -261,8 +264,14 @@ ngx_http_moe_slot_push(ngx_http_moe_channel_t *ch)
         ngx_queue_remove(q);
         ctx->in_queue = 0;
 
-        (void) ngx_pfree(ctx->request->pool, ctx->payload);
-        ctx->payload = NULL;
+        /* Kept where it may have to be sent again. */
+
+        if (ctx->engine->resume_timeout == 0
+            && ctx->engine->peers.nelts == 1)
+        {
+            (void) ngx_pfree(ctx->request->pool, ctx->payload);
+            ctx->payload = NULL;
+        }
     }
 
     ngx_http_moe_slot_publish(ch);
@@ -303,8 +312,9 @@ ngx_http_moe_slot_fragments(ngx_http_moe_channel_t *ch,
 
         if (slot->state == NGX_HTTP_MOE_SLOT_WAITING) {
             slot->state = NGX_HTTP_MOE_SLOT_SENDING;
-            ch->n_accepted++;
-            ch->n_open++;
+            ch->link->n_accepted++;
+            ch->link->n_open++;
+            ch->link->n_resumed += ctx->resumed;
         }
     }
 
@@ -409,7 +419,7 @@ ngx_http_moe_slot_drain(ngx_http_moe_channel_t *ch)
 
     ring_release(&ch->rx);
 
-    ngx_http_moe_slot_flush(ch);
+    ngx_http_moe_slot_flush(ch->engine);
 
     ch->draining = 0;
 
@@ -450,11 +460,11 @@ ngx_http_moe_slot_late(const struct timespec *start)
 
 
 void
-ngx_http_moe_slot_touch(ngx_http_moe_channel_t *ch, ngx_http_moe_ctx_t *ctx)
+ngx_http_moe_slot_touch(ngx_http_moe_ctx_t *ctx)
 {
     if (!ctx->in_touched && !ctx->closed) {
         ctx->in_touched = 1;
-        ngx_queue_insert_tail(&ch->touched, &ctx->touch);
+        ngx_queue_insert_tail(&ctx->engine->touched, &ctx->touch);
     }
 }
 
@@ -462,15 +472,15 @@ ngx_http_moe_slot_touch(ngx_http_moe_channel_t *ch, ngx_http_moe_ctx_t *ctx)
 /* Finalising one request may free others: only the head is ever held. */
 
 void
-ngx_http_moe_slot_flush(ngx_http_moe_channel_t *ch)
+ngx_http_moe_slot_flush(ngx_http_moe_engine_t *engine)
 {
     ngx_queue_t         *q;
     ngx_connection_t    *c;
     ngx_http_moe_ctx_t  *ctx;
 
-    while (!ngx_queue_empty(&ch->touched)) {
+    while (!ngx_queue_empty(&engine->touched)) {
 
-        q = ngx_queue_head(&ch->touched);
+        q = ngx_queue_head(&engine->touched);
         ngx_queue_remove(q);
 
         ctx = ngx_queue_data(q, ngx_http_moe_ctx_t, touch);
@@ -508,7 +518,7 @@ ngx_http_moe_slot_event(ngx_http_moe_channel_t *ch, const struct abi_frame *f,
     slot = &ch->slots[f->slot];
 
     if (slot->gen != f->gen || slot->state < NGX_HTTP_MOE_SLOT_SENDING) {
-        ch->n_late++;
+        ch->link->n_late++;
         return NULL;
     }
 
@@ -556,6 +566,13 @@ ngx_http_moe_slot_event(ngx_http_moe_channel_t *ch, const struct abi_frame *f,
 
         ngx_memcpy(&finish, data, sizeof(struct abi_finish));
 
+        if (ctx->resumed && finish.choice < ctx->params.abi.n_choices
+            && ctx->choices[finish.choice].reason == finish.reason)
+        {
+            /* The engine before has said so too. */
+            break;
+        }
+
         if (finish.choice >= ctx->params.abi.n_choices
             || ctx->choices[finish.choice].reason
             || (finish.reason != ABI_STOP && finish.reason != ABI_LENGTH))
@@ -572,7 +589,7 @@ ngx_http_moe_slot_event(ngx_http_moe_channel_t *ch, const struct abi_frame *f,
 
     if (reason == NULL) {
         ctx->n_cells += n_cells;
-        ngx_http_moe_slot_touch(ch, ctx);
+        ngx_http_moe_slot_touch(ctx);
     }
 
     return reason;
@@ -606,7 +623,7 @@ ngx_http_moe_slot_terminal(ngx_http_moe_channel_t *ch,
         }
 
         usage = e.usage;
-        ch->n_error++;
+        ch->link->n_error++;
 
     } else {
 
@@ -624,14 +641,14 @@ ngx_http_moe_slot_terminal(ngx_http_moe_channel_t *ch,
                 }
             }
 
-            ch->n_done++;
+            ch->link->n_done++;
 
         } else {
-            ch->n_cancelled++;
+            ch->link->n_cancelled++;
         }
     }
 
-    ch->n_open--;
+    ch->link->n_open--;
     ngx_http_moe_slot_free(ch, slot);
 
     if (ctx == NULL) {
@@ -648,17 +665,28 @@ ngx_http_moe_slot_terminal(ngx_http_moe_channel_t *ch,
     if (f->type == ABI_DONE) {
         ngx_http_moe_stream_done(ctx, &usage);
 
-    } else if (f->type == ABI_ERROR) {
-        ngx_http_moe_slot_failed(ctx, &e, data + sizeof(struct abi_error));
-        ngx_http_moe_stream_error(ctx);
+    } else if (f->type == ABI_CANCELLED) {
+        ngx_http_moe_resume_lost(ctx, "The engine cancelled the request.");
+        return NULL;
+
+    } else if (e.code == ABI_E_UNAVAILABLE && ctx->start
+               && ctx->engine->resume_timeout)
+    {
+        ngx_http_moe_resume_lost(ctx, "The engine was shut down. Please "
+                                      "retry shortly.");
+        return NULL;
+
+    } else if ((e.code == ABI_E_UNAVAILABLE || e.code == ABI_E_BUSY)
+               && ngx_http_moe_resume_elsewhere(ctx, ch) == NGX_OK)
+    {
+        return NULL;
 
     } else {
-        (void) ngx_http_moe_unavailable(ctx, "The engine cancelled the "
-                                             "request.");
+        ngx_http_moe_slot_failed(ctx, &e, data + sizeof(struct abi_error));
         ngx_http_moe_stream_error(ctx);
     }
 
-    ngx_http_moe_slot_touch(ch, ctx);
+    ngx_http_moe_slot_touch(ctx);
 
     return NULL;
 }
@@ -753,6 +781,7 @@ ngx_http_moe_slot_delta(ngx_http_moe_ctx_t *ctx, const u_char *data, size_t n)
     delta.choice = d.choice;
     delta.channel = d.channel;
     delta.n_tok = d.n_tok;
+    delta.ids = data + sizeof(struct abi_delta);
     delta.text.data = (u_char *) data + at;
     delta.text.len = d.n_text;
 
@@ -838,7 +867,6 @@ void
 ngx_http_moe_slot_lost(ngx_http_moe_channel_t *ch)
 {
     uint32_t              i;
-    ngx_queue_t          *q;
     ngx_http_moe_ctx_t   *ctx;
     ngx_http_moe_slot_t  *slot;
 
@@ -848,8 +876,8 @@ ngx_http_moe_slot_lost(ngx_http_moe_channel_t *ch)
         ctx = slot->ctx;
 
         if (slot->state >= NGX_HTTP_MOE_SLOT_SENDING) {
-            ch->n_error++;
-            ch->n_open--;
+            ch->link->n_error++;
+            ch->link->n_open--;
         }
 
         if (ctx == NULL) {
@@ -863,24 +891,8 @@ ngx_http_moe_slot_lost(ngx_http_moe_channel_t *ch)
             ngx_queue_remove(&ctx->queue);
         }
 
-        (void) ngx_http_moe_unavailable(ctx, "The engine was lost. Please "
-                                             "retry shortly.");
-        ngx_http_moe_stream_error(ctx);
-        ngx_http_moe_slot_touch(ch, ctx);
-    }
-
-    while (!ngx_queue_empty(&ch->pending)) {
-
-        q = ngx_queue_head(&ch->pending);
-        ngx_queue_remove(q);
-
-        ctx = ngx_queue_data(q, ngx_http_moe_ctx_t, queue);
-        ctx->in_queue = 0;
-
-        (void) ngx_http_moe_unavailable(ctx, "The engine is not running. "
-                                             "Please retry shortly.");
-        ngx_http_moe_stream_error(ctx);
-        ngx_http_moe_slot_touch(ch, ctx);
+        ngx_http_moe_resume_lost(ctx, "The engine was lost. Please retry "
+                                      "shortly.");
     }
 
     ngx_http_moe_slot_reset(ch);

@@ -11,7 +11,11 @@ static void ngx_http_moe_model_json(ngx_http_moe_text_t *text,
     ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_health_json(ngx_http_moe_text_t *text,
     ngx_http_moe_engine_t *engine);
-static ngx_uint_t ngx_http_moe_id_known(ngx_http_moe_engine_t *engine,
+static uint64_t ngx_http_moe_health_word(ngx_http_moe_engine_t *engine,
+    size_t offset);
+static uint64_t ngx_http_moe_health_counter(ngx_http_moe_engine_t *engine,
+    size_t offset);
+static ngx_uint_t ngx_http_moe_id_known(ngx_http_moe_channel_t *ch,
     ngx_str_t *id);
 static ngx_int_t ngx_http_moe_json_send(ngx_http_request_t *r,
     ngx_uint_t status, ngx_http_moe_text_t *text);
@@ -37,9 +41,9 @@ ngx_http_moe_models_handler(ngx_http_request_t *r,
     }
 
     ctx->engine = engine;
-    ch = engine->channel;
+    ch = ngx_http_moe_balance_any(engine);
 
-    if (ch == NULL || ch->state != NGX_HTTP_MOE_ATTACHED) {
+    if (ch == NULL) {
         return ngx_http_moe_unavailable(ctx, "The engine is not running. "
                                              "Please retry shortly.");
     }
@@ -52,7 +56,7 @@ ngx_http_moe_models_handler(ngx_http_request_t *r,
         ngx_http_moe_model_json(&text, ch);
         ngx_http_moe_text_lit(&text, "]}\n");
 
-    } else if (ngx_http_moe_id_known(engine, id)) {
+    } else if (ngx_http_moe_id_known(ch, id)) {
         ngx_http_moe_model_json(&text, ch);
         ngx_http_moe_text_lit(&text, "\n");
 
@@ -67,11 +71,11 @@ ngx_http_moe_models_handler(ngx_http_request_t *r,
 
 
 static ngx_uint_t
-ngx_http_moe_id_known(ngx_http_moe_engine_t *engine, ngx_str_t *id)
+ngx_http_moe_id_known(ngx_http_moe_channel_t *ch, ngx_str_t *id)
 {
     const char  *model;
 
-    model = engine->channel->welcome.model;
+    model = ch->welcome.model;
 
     return id->len == ngx_strlen(model)
            && ngx_memcmp(id->data, model, id->len) == 0;
@@ -116,7 +120,7 @@ ngx_http_moe_health_handler(ngx_http_request_t *r)
 
     mlcf = ngx_http_get_module_loc_conf(r, ngx_http_moe_module);
 
-    status = ngx_http_moe_channel_ready(mlcf->engine->channel)
+    status = ngx_http_moe_balance_ready(mlcf->engine)
              ? NGX_HTTP_OK : NGX_HTTP_SERVICE_UNAVAILABLE;
 
     ngx_memzero(&text, sizeof(ngx_http_moe_text_t));
@@ -128,6 +132,54 @@ ngx_http_moe_health_handler(ngx_http_request_t *r)
 }
 
 
+/* Sums over the engines of a group: of a word of their pages, and of what
+ * this worker has counted. */
+
+static uint64_t
+ngx_http_moe_health_word(ngx_http_moe_engine_t *engine, size_t offset)
+{
+    uint64_t              n;
+    ngx_uint_t            i;
+    const u_char         *page;
+    ngx_http_moe_peer_t  *peer;
+
+    peer = engine->peers.elts;
+    n = 0;
+
+    for (i = 0; i < engine->peers.nelts; i++) {
+
+        if (peer[i].channel == NULL
+            || peer[i].channel->state != NGX_HTTP_MOE_ATTACHED)
+        {
+            continue;
+        }
+
+        page = (const u_char *) peer[i].channel->peer.page;
+        n += ring_word_get((const uint64_t *) (const void *) (page + offset));
+    }
+
+    return n;
+}
+
+
+static uint64_t
+ngx_http_moe_health_counter(ngx_http_moe_engine_t *engine, size_t offset)
+{
+    uint64_t              n;
+    ngx_uint_t            i;
+    ngx_http_moe_peer_t  *peer;
+
+    peer = engine->peers.elts;
+    n = 0;
+
+    for (i = 0; i < engine->peers.nelts; i++) {
+        n += *(uint64_t *) ((u_char *) &peer[i] + offset);
+    }
+
+    return n;
+}
+
+
 static void
 ngx_http_moe_health_json(ngx_http_moe_text_t *text,
     ngx_http_moe_engine_t *engine)
@@ -135,6 +187,7 @@ ngx_http_moe_health_json(ngx_http_moe_text_t *text,
     size_t                   i;
     const char              *status;
     ngx_http_moe_channel_t  *ch;
+    ngx_http_moe_peer_t     *peer;
 
     static const struct {
         const char  *name;
@@ -150,22 +203,24 @@ ngx_http_moe_health_json(ngx_http_moe_text_t *text,
         { "output_tokens", offsetof(struct abi_page, n_output_tok) },
         { "steps", offsetof(struct abi_page, n_steps) }
     }, counters[] = {
-        { "attached", offsetof(ngx_http_moe_channel_t, n_attached) },
-        { "accepted", offsetof(ngx_http_moe_channel_t, n_accepted) },
-        { "done", offsetof(ngx_http_moe_channel_t, n_done) },
-        { "error", offsetof(ngx_http_moe_channel_t, n_error) },
-        { "cancelled", offsetof(ngx_http_moe_channel_t, n_cancelled) },
-        { "open", offsetof(ngx_http_moe_channel_t, n_open) },
-        { "late_frames", offsetof(ngx_http_moe_channel_t, n_late) },
-        { "missed_wakeups", offsetof(ngx_http_moe_channel_t, n_missed) }
+        { "attached", offsetof(ngx_http_moe_peer_t, n_attached) },
+        { "accepted", offsetof(ngx_http_moe_peer_t, n_accepted) },
+        { "done", offsetof(ngx_http_moe_peer_t, n_done) },
+        { "error", offsetof(ngx_http_moe_peer_t, n_error) },
+        { "cancelled", offsetof(ngx_http_moe_peer_t, n_cancelled) },
+        { "open", offsetof(ngx_http_moe_peer_t, n_open) },
+        { "late_frames", offsetof(ngx_http_moe_peer_t, n_late) },
+        { "missed_wakeups", offsetof(ngx_http_moe_peer_t, n_missed) },
+        { "resumed", offsetof(ngx_http_moe_peer_t, n_resumed) }
     };
 
-    ch = engine->channel;
+    ch = ngx_http_moe_balance_any(engine);
+    peer = engine->peers.elts;
 
-    if (ngx_http_moe_channel_ready(ch)) {
+    if (ngx_http_moe_balance_ready(engine)) {
         status = "ok";
 
-    } else if (ch && ch->state == NGX_HTTP_MOE_ATTACHED) {
+    } else if (ch) {
         status = "draining";
 
     } else {
@@ -178,7 +233,14 @@ ngx_http_moe_health_json(ngx_http_moe_text_t *text,
     ngx_http_moe_text_json(text, engine->name.data, engine->name.len);
     ngx_http_moe_text_lit(text, "\"");
 
-    if (ch && ch->state == NGX_HTTP_MOE_ATTACHED) {
+    if (engine->peers.nelts > 1) {
+        ngx_http_moe_text_lit(text, ",\"engines\":");
+        ngx_http_moe_text_uint(text, engine->peers.nelts);
+        ngx_http_moe_text_lit(text, ",\"engines_ready\":");
+        ngx_http_moe_text_uint(text, ngx_http_moe_balance_ready(engine));
+    }
+
+    if (ch) {
 
         ngx_http_moe_text_lit(text, ",\"model\":\"");
         ngx_http_moe_text_json(text, (u_char *) ch->welcome.model,
@@ -190,13 +252,12 @@ ngx_http_moe_health_json(ngx_http_moe_text_t *text,
             ngx_http_moe_text_add(text, words[i].name,
                                   ngx_strlen(words[i].name));
             ngx_http_moe_text_lit(text, "\":");
-            ngx_http_moe_text_uint(text,
-                ring_word_get((const uint64_t *) (const void *)
-                    ((const u_char *) ch->peer.page + words[i].offset)));
+            ngx_http_moe_text_uint(text, ngx_http_moe_health_word(engine,
+                                             words[i].offset));
         }
     }
 
-    if (ch) {
+    if (peer->channel) {
         ngx_http_moe_text_lit(text, ",\"worker\":{\"pid\":");
         ngx_http_moe_text_uint(text, (uint64_t) ngx_pid);
 
@@ -205,8 +266,8 @@ ngx_http_moe_health_json(ngx_http_moe_text_t *text,
             ngx_http_moe_text_add(text, counters[i].name,
                                   ngx_strlen(counters[i].name));
             ngx_http_moe_text_lit(text, "\":");
-            ngx_http_moe_text_uint(text,
-                *(uint64_t *) ((u_char *) ch + counters[i].offset));
+            ngx_http_moe_text_uint(text, ngx_http_moe_health_counter(engine,
+                                             counters[i].offset));
         }
 
         ngx_http_moe_text_lit(text, "}");

@@ -31,7 +31,6 @@ static ngx_uint_t ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx,
     ngx_int_t rc);
 static void ngx_http_moe_stream_write_handler(ngx_http_request_t *r);
-static void ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx);
 static ngx_msec_int_t ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx,
     const char **what);
 static ngx_uint_t ngx_http_moe_stream_ping(ngx_http_moe_ctx_t *ctx);
@@ -67,6 +66,7 @@ ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
         choice->values.pool = pool;
         choice->tops.pool = pool;
         choice->offsets.pool = pool;
+        choice->ids.pool = pool;
     }
 
     mlcf = ngx_http_get_module_loc_conf(r, ngx_http_moe_module);
@@ -116,12 +116,24 @@ ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx)
 {
     size_t  len;
 
+    if (ctx->start && !ctx->lost) {
+        return;
+    }
+
+    ctx->begun = 1;
+    ctx->started = ngx_current_msec;
+
+    if (ctx->lost) {
+        ctx->lost = 0;
+        ctx->token = 0;
+    }
+
     if (ctx->start) {
+        ngx_http_moe_stream_arm(ctx);
         return;
     }
 
     ctx->start = 1;
-    ctx->started = ngx_current_msec;
 
     ngx_http_moe_stream_arm(ctx);
 
@@ -152,6 +164,11 @@ ngx_http_moe_stream_start(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_stream_begin(ctx);
 
     ctx->last_event = ngx_current_msec;
+
+    if (ctx->resumed) {
+        return;
+    }
+
     ctx->n_prompt = start->n_prompt_tok;
     ctx->n_cached = start->n_cached_tok;
     ctx->queue_us = start->queue_us;
@@ -168,9 +185,24 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
 
     ctx->last_event = ngx_current_msec;
 
-    if (delta->n_tok && ctx->first_token == 0) {
-        ctx->first_token = ngx_current_msec;
+    if (delta->n_tok && !ctx->token) {
+        ctx->token = 1;
+        ctx->begun = 0;
+        ctx->n_losses = 0;
+
+        if (ctx->first_token == 0) {
+            ctx->first_token = ngx_current_msec;
+        }
+
         ngx_http_moe_stream_arm(ctx);
+    }
+
+    choice = &ctx->choices[delta->choice];
+
+    if (ctx->engine->resume_timeout) {
+        ngx_http_moe_text_add(&choice->ids, delta->ids,
+                              delta->n_tok * sizeof(uint32_t));
+        choice->n_text += delta->text.len;
     }
 
     ctx->n_output += delta->n_tok;
@@ -181,8 +213,6 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
     }
 
     ctx->api->delta(ctx, delta);
-
-    choice = &ctx->choices[delta->choice];
 
     if (ngx_http_moe_text_len(&choice->content)
         + ngx_http_moe_text_len(&choice->reasoning)
@@ -364,7 +394,8 @@ ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx)
         choice = &ctx->choices[i];
         failed |= choice->content.failed | choice->reasoning.failed
                   | choice->logprobs.failed | choice->values.failed
-                  | choice->tops.failed | choice->offsets.failed;
+                  | choice->tops.failed | choice->offsets.failed
+                  | choice->ids.failed;
     }
 
     return failed;
@@ -709,7 +740,7 @@ ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx, const char **what)
         *what = "queue_timeout";
         left = (ngx_msec_int_t) (ctx->submitted + engine->queue_timeout - now);
 
-    } else if (ctx->first_token == 0) {
+    } else if (!ctx->token) {
         *what = "first_token_timeout";
         left = (ngx_msec_int_t) (ctx->started + engine->first_token_timeout
                                  - now);
@@ -725,6 +756,21 @@ ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx, const char **what)
         *what = "token_timeout";
         left = (ngx_msec_int_t) (ctx->last_event + engine->token_timeout
                                  - now);
+    }
+
+    if (ctx->lost) {
+
+        if (ctx->start) {
+            left = (ngx_msec_int_t) engine->resume_timeout;
+        }
+
+        whole = (ngx_msec_int_t) (ctx->lost_at + engine->resume_timeout
+                                  - now);
+
+        if (whole <= left) {
+            *what = "resume_timeout";
+            left = whole;
+        }
     }
 
     if (engine->request_timeout) {
@@ -744,7 +790,7 @@ ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx, const char **what)
 /* Sets the timer for what is due first.  It is not moved by each token: limits
  * only recede, so a timer that fires early finds that out and is set again. */
 
-static void
+void
 ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx)
 {
     const char      *what;
@@ -830,6 +876,15 @@ static void
 ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx, const char *what)
 {
     ngx_uint_t  status;
+
+    if (ngx_strcmp(what, "resume_timeout") == 0) {
+        (void) ngx_http_moe_unavailable(ctx, "The engine was lost and did not "
+                                             "come back in time.");
+        ngx_http_moe_stream_error(ctx);
+        ngx_http_moe_slot_leave(ctx);
+        ngx_http_moe_stream_flush(ctx);
+        return;
+    }
 
     status = ctx->start ? NGX_HTTP_GATEWAY_TIME_OUT
                         : NGX_HTTP_SERVICE_UNAVAILABLE;

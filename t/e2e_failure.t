@@ -1,5 +1,6 @@
 # Engines that are absent, die and come back: 503 with Retry-After at once, a
-# well-formed error in a stream that has begun, another location by error_page,
+# well-formed error in a stream that has begun and may not wait for an engine
+# (e2e_resume.t: those that may), another location by error_page,
 # and everything as before when the engine is there again.
 
 use strict;
@@ -66,7 +67,7 @@ for (qw(mock model)) {
 
         # An engine's absence and its end are worth a line of error.log.
         $moe->allow_log(qr/moe/);
-        $moe->nginx(server => <<'CONF');
+        $moe->nginx(engine => 'resume_timeout 0;', server => <<'CONF');
             location /other/v1/ {
                 rewrite ^/other(/.*) $1 break;
                 moe_pass main;

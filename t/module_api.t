@@ -38,9 +38,13 @@ sub refused {
 
 # -- parameters ------------------------------------------------------------
 
-like said(chat()), qr/^kind=1 n_choices=1 given=0 flags=0 /, 'defaults of chat';
-like said(text()), qr/^kind=2 n_choices=1 given=0x40 flags=0 max_tokens=16 /,
+like said(chat()), qr/^kind=1 n_choices=1 given=0x20 flags=0 /,
+     'defaults of chat: a seed alone';
+like said(text()), qr/^kind=2 n_choices=1 given=0x60 flags=0 max_tokens=16 /,
      'completions end after 16 tokens unless told otherwise';
+
+isnt +(said(chat()) =~ /seed=(\d+)/)[0], (said(chat()) =~ /seed=(\d+)/)[0],
+     'which is another one each time';
 
 my %all = (temperature => 0.5, top_p => 0.25, min_p => 0.125, top_k => 40,
            presence_penalty => -1, frequency_penalty => 1.5,
@@ -50,10 +54,10 @@ my $all = qr/given=0x7f\ flags=0\ max_tokens=77\ temperature=0.5\ top_p=0.25
              \ repetition=1.25\ n_top_logprobs=0\ seed=18446744073709551615/x;
 like said(chat(%all)), $all, 'all numbers, chat';
 like said(text(%all)), $all, 'all numbers, completions';
-like said(chat(map { $_ => $null } keys %all)), qr/ given=0 /,
+like said(chat(map { $_ => $null } keys %all)), qr/ given=0x20 /,
      'null is as good as absent';
 like said(chat(max_tokens => 5, max_completion_tokens => 6)),
-     qr/given=0x40 .*max_tokens=6 /, 'max_completion_tokens wins';
+     qr/given=0x60 .*max_tokens=6 /, 'max_completion_tokens wins';
 like said(chat(max_completion_tokens => 9)), qr/max_tokens=9 /,
      'max_completion_tokens alone';
 like said(chat(top_p => 0)), qr/top_p=1e-06/, 'top_p 0 is the likeliest token';
@@ -68,8 +72,8 @@ like said(text(logprobs => 2, echo => $true)),
      qr/flags=0x3 .*n_top_logprobs=2/, 'logprobs and echo of completions';
 like said(chat(ignore_eos => $true)), qr/flags=0x4 /, 'ignore_eos';
 like said(chat(user => 'me', store => $false, metadata => {}, frobnicate => 1)),
-     qr/given=0 flags=0 /, 'unknown parameters are ignored';
-like said(chat(response_format => { type => 'text' })), qr/given=0 /,
+     qr/given=0x20 flags=0 /, 'unknown parameters are ignored';
+like said(chat(response_format => { type => 'text' })), qr/given=0x20 /,
      'response_format text';
 
 my @wrong = (

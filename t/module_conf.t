@@ -20,7 +20,8 @@ sub conf_error {
 ok +($moe->test_conf)[0], 'the default configuration';
 ok +($moe->test_conf(engine => 'queue 1; streams 16384; connect_timeout 1ms;
     queue_timeout 1h; first_token_timeout 10m; token_timeout 5s;
-    request_timeout 0; ping 0; heartbeat 1s; alias a; alias b;'))[0],
+    request_timeout 0; ping 0; heartbeat 1s; alias a; alias b;
+    resume_timeout 0; balance prefix; socket unix:/tmp/y;'))[0],
    'every option';
 ok +($moe->test_conf(server => 'location /late/ { moe_pass late; }
     location /if/ { moe_pass main; if ($arg_x) { set $x 1; } }
@@ -36,8 +37,13 @@ conf_error(qr/duplicate moe_engine "main" in/, 'an engine twice',
            http => 'moe_engine main { socket unix:/tmp/x; }');
 conf_error(qr/moe_engine "x" has no "socket"/, 'no socket',
            http => 'moe_engine x { queue 5; }');
-conf_error(qr/duplicate "socket"/, 'two sockets',
-           engine => 'socket unix:/tmp/y;');
+conf_error(qr/duplicate socket "unix:\/tmp\/y"/, 'a socket twice',
+           engine => 'socket unix:/tmp/y; socket unix:/tmp/y;');
+conf_error(qr/more than 64 sockets in moe_engine "x"/, '65 sockets',
+           http => 'moe_engine x { '
+                   . join(' ', map "socket unix:/tmp/$_;", 1 .. 65) . ' }');
+conf_error(qr/invalid balance "fair" in moe_engine "main", expected/,
+           'an unknown balance', engine => 'balance fair;');
 conf_error(qr/duplicate "queue"/, 'an option twice',
            engine => 'queue 1; queue 2;');
 conf_error(qr/"moe_pass" directive is duplicate/, 'moe_pass twice',

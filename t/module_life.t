@@ -36,6 +36,7 @@ sub settled {
 }
 
 my %conf = (
+    engine => 'resume_timeout 0;',
     http => <<'CONF',
     log_format moe '$status|$moe_model|$moe_engine|$moe_prompt_tokens|'
                    '$moe_completion_tokens|$moe_finish_reason|'
@@ -45,6 +46,7 @@ my %conf = (
         queue_timeout 1s;
         first_token_timeout 1200ms;
         token_timeout 1400ms;
+        resume_timeout 0;
     }
     moe_engine short { socket %%SOCKET%%; request_timeout 500ms; streams 2; }
     moe_engine none { socket unix:%%DIR%%/no.sock; }

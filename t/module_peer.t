@@ -22,7 +22,7 @@ sub chat {
 
 my $moe = Moe->new;
 $moe->mock;
-$moe->nginx(engine => 'heartbeat 1s;');
+$moe->nginx(engine => 'heartbeat 1s; resume_timeout 0;');
 $moe->wait_ready;
 my ($worker) = $moe->workers;
 

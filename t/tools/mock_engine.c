@@ -78,8 +78,13 @@ job_start(struct worker *w, struct job *j)
         request_dump(j, &j->reply);
         j->s.tokens = 0;
     }
-    say("request slot=%u gen=%llu bytes=%zu", (unsigned) (j - w->job),
-        (unsigned long long) j->gen, j->n_request);
+    if (request_resume(j) != 0) {
+        say("worker %u: resumes with other tokens", w->id);
+        w->gone = 1;
+        return;
+    }
+    say("request slot=%u gen=%llu bytes=%zu from=%u", (unsigned) (j - w->job),
+        (unsigned long long) j->gen, j->n_request, j->n_tok);
     free(j->request);
     j->request = NULL;
     j->due_us = j->s.silent ? NEVER : j->born_us + j->s.prefill_ms * 1000ull;

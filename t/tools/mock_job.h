@@ -29,6 +29,7 @@ struct job {
     unsigned            i_choice;   /* next in this step */
     unsigned            n_tok;      /* of content and reasoning, a choice */
     unsigned            is_open:1, joined:1, started:1, done_bad:1, blocked:1;
+    unsigned            resumed:1;      /* has had its fate elsewhere */
 };
 
 struct worker {
@@ -119,8 +120,52 @@ request_check(const struct job *j)
         memcpy(&n, j->request + at, 4);
         at += 4 + (((uint64_t) n + 3) & ~3ull);
     }
+    for (uint32_t i = 0; i < r->n_resumes; i++) {
+        struct abi_resume q;
+        if (at + sizeof(q) > j->n_request) {
+            return -1;
+        }
+        memcpy(&q, j->request + at, sizeof(q));
+        at += sizeof(q) + (uint64_t) q.n_tok * 4;
+    }
 
     return at == j->n_request ? 0 : -1;
+}
+
+
+/* A request that another engine has begun: goes on behind the first choice's
+ * tokens, which have to be those that this one would have said. */
+static int
+request_resume(struct job *j)
+{
+    const struct abi_request *r = &j->rq;
+
+    if (r->n_resumes == 0) {
+        return 0;
+    }
+
+    const uint8_t *p = j->request + sizeof(*r) + ((r->n_body + 7) & ~7u)
+                       + r->n_biases * sizeof(struct abi_bias);
+    for (uint32_t i = 0; i < r->n_stops; i++) {
+        uint32_t k;
+        memcpy(&k, p, 4);
+        p += 4 + ((k + 3) & ~3u);
+    }
+
+    struct abi_resume q;
+    memcpy(&q, p, sizeof(q));
+    for (uint32_t i = 0; i < q.n_tok; i++) {
+        uint32_t id;
+        memcpy(&id, p + sizeof(q) + i * 4, 4);
+        if (id != 100 + i) {
+            return -1;
+        }
+    }
+    j->resumed = 1;
+    j->n_tok = q.n_tok;
+    j->i_step = q.n_tok / j->s.chunk;
+
+    return 0;
 }
 
 
@@ -416,7 +461,7 @@ job_bad(struct worker *w, struct job *j)
 static int
 job_fate(struct worker *w, struct job *j)
 {
-    if (j->i_step < j->s.at || j->i_choice != 0) {
+    if (j->i_step < j->s.at || j->i_choice != 0 || j->resumed) {
         return 0;
     }
     if (j->s.die) {
