@@ -363,6 +363,7 @@ ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch)
     ch->backoff = NGX_HTTP_MOE_BACKOFF_MIN;
     ch->quiet = 0;
     ch->link->n_attached++;
+    ngx_http_moe_metrics_add(ch->engine, n_attached, 1);
     ch->heartbeat = ring_word_get(&ch->peer.page->heartbeat);
     ch->heartbeat_seen = ngx_current_msec;
 
@@ -641,6 +642,7 @@ ngx_http_moe_channel_tick_handler(ngx_event_t *ev)
 
     if (ch->rx.head != late) {
         ch->link->n_missed++;
+        ngx_http_moe_metrics_add(ch->engine, n_missed, 1);
     }
 
     ngx_http_moe_slot_stuck(ch);

@@ -4,6 +4,7 @@
  *      moe_engine NAME { socket unix:/path; ... }      http
  *      moe_pass NAME;                                  location
  *      moe_health NAME;                                location
+ *      moe_status prometheus;                          location
  *      moe_header_delay TIME;                          http, server, location
  *      moe_cors on | off | ORIGIN ...;                 http, server, location
  */
@@ -24,6 +25,8 @@ static void ngx_http_moe_engine_init(ngx_http_moe_engine_t *engine,
 static ngx_http_moe_engine_t *ngx_http_moe_engine_find(ngx_conf_t *cf,
     ngx_str_t *name);
 static char *ngx_http_moe_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+static char *ngx_http_moe_status(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 
 static ngx_int_t ngx_http_moe_preconfiguration(ngx_conf_t *cf);
 static ngx_int_t ngx_http_moe_postconfiguration(ngx_conf_t *cf);
@@ -101,6 +104,13 @@ static ngx_command_t  ngx_http_moe_commands[] = {
       ngx_http_moe_pass,
       NGX_HTTP_LOC_CONF_OFFSET,
       1,
+      NULL },
+
+    { ngx_string("moe_status"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_moe_status,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
       NULL },
 
     { ngx_string("moe_header_delay"),
@@ -483,6 +493,28 @@ ngx_http_moe_pass(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
+static char *
+ngx_http_moe_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_str_t                 *value;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    value = cf->args->elts;
+
+    if (ngx_strcmp(value[1].data, "prometheus") != 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid format \"%V\" in \"moe_status\", "
+                           "expected prometheus", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+    clcf->handler = ngx_http_moe_metrics_handler;
+
+    return NGX_CONF_OK;
+}
+
+
 static ngx_int_t
 ngx_http_moe_preconfiguration(ngx_conf_t *cf)
 {
@@ -493,7 +525,9 @@ ngx_http_moe_preconfiguration(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_moe_postconfiguration(ngx_conf_t *cf)
 {
-    if (ngx_http_moe_headers_init(cf) != NGX_OK) {
+    if (ngx_http_moe_headers_init(cf) != NGX_OK
+        || ngx_http_moe_metrics_init(cf) != NGX_OK)
+    {
         return NGX_ERROR;
     }
 

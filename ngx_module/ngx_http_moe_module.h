@@ -52,6 +52,46 @@ typedef struct ngx_http_moe_ctx_s      ngx_http_moe_ctx_t;
 typedef struct ngx_http_moe_api_s      ngx_http_moe_api_t;
 
 
+/* What all workers count of a group, in shared memory. */
+
+#define NGX_HTTP_MOE_EDGES        18
+
+typedef struct {
+    ngx_atomic_t               count[NGX_HTTP_MOE_EDGES + 1];
+    ngx_atomic_t               sum;             /* ms */
+} ngx_http_moe_histogram_t;
+
+enum {
+    NGX_HTTP_MOE_END_STOP = 0,
+    NGX_HTTP_MOE_END_LENGTH,
+    NGX_HTTP_MOE_END_ERROR,
+    NGX_HTTP_MOE_END_CANCELLED,
+    NGX_HTTP_MOE_ENDS
+};
+
+typedef struct {
+    ngx_queue_t                queue;
+    ngx_atomic_t               n_ends[NGX_HTTP_MOE_ENDS];
+    ngx_atomic_t               n_prompt;        /* tokens: */
+    ngx_atomic_t               n_cached;
+    ngx_atomic_t               n_output;
+    ngx_atomic_t               n_reasoning;
+    ngx_atomic_t               n_delivered;
+    ngx_atomic_t               n_resumed;
+    ngx_atomic_t               n_attached;
+    ngx_atomic_t               n_wakeups;
+    ngx_atomic_t               n_frames;
+    ngx_atomic_t               n_missed;
+    ngx_atomic_t               n_late;
+    ngx_http_moe_histogram_t   first_token;
+    ngx_http_moe_histogram_t   inter_token;
+    ngx_http_moe_histogram_t   duration;
+    ngx_http_moe_histogram_t   queued;
+    size_t                     len;
+    u_char                     name[];
+} ngx_http_moe_stat_t;
+
+
 /* Configuration. */
 
 typedef struct {
@@ -78,6 +118,7 @@ struct ngx_http_moe_engine_s {
     ngx_array_t                peers;           /* ngx_http_moe_peer_t */
     ngx_array_t                aliases;         /* ngx_str_t */
     ngx_uint_t                 by_prefix;
+    ngx_http_moe_stat_t       *stat;
     ngx_uint_t                 queue;
     ngx_uint_t                 streams;
     ngx_msec_t                 connect_timeout;
@@ -310,6 +351,7 @@ struct ngx_http_moe_ctx_s {
     ngx_msec_t                 submitted;
     ngx_msec_t                 started;
     ngx_msec_t                 first_token;
+    ngx_msec_t                 last_token;
     ngx_msec_t                 last_event;
     ngx_msec_t                 last_byte;
 
@@ -452,6 +494,20 @@ void ngx_http_moe_slot_logprob(const u_char **p, ngx_http_moe_logprob_t *lp);
 ngx_int_t ngx_http_moe_models_handler(ngx_http_request_t *r,
     ngx_http_moe_engine_t *engine, ngx_str_t *id);
 ngx_int_t ngx_http_moe_health_handler(ngx_http_request_t *r);
+uint64_t ngx_http_moe_health_word(ngx_http_moe_engine_t *engine,
+    size_t offset);
+ngx_int_t ngx_http_moe_text_send(ngx_http_request_t *r, ngx_uint_t status,
+    const char *type, ngx_http_moe_text_t *text);
+
+/* metrics.c */
+ngx_int_t ngx_http_moe_metrics_init(ngx_conf_t *cf);
+void ngx_http_moe_metrics_observe(ngx_http_moe_histogram_t *h, ngx_msec_t ms);
+void ngx_http_moe_metrics_end(ngx_http_moe_ctx_t *ctx);
+ngx_int_t ngx_http_moe_metrics_handler(ngx_http_request_t *r);
+
+#define ngx_http_moe_metrics_add(engine, counter, n)                          \
+    (void) ngx_atomic_fetch_add(&(engine)->stat->counter,                     \
+                                (ngx_atomic_int_t) (n))
 
 /* variables.c */
 ngx_int_t ngx_http_moe_variables_add(ngx_conf_t *cf);

@@ -315,6 +315,7 @@ ngx_http_moe_slot_fragments(ngx_http_moe_channel_t *ch,
             ch->link->n_accepted++;
             ch->link->n_open++;
             ch->link->n_resumed += ctx->resumed;
+            ngx_http_moe_metrics_add(ch->engine, n_resumed, ctx->resumed);
         }
     }
 
@@ -414,6 +415,9 @@ ngx_http_moe_slot_drain(ngx_http_moe_channel_t *ch)
     if (reason) {
         ngx_http_moe_channel_fault(ch, reason);
     }
+
+    ngx_http_moe_metrics_add(ch->engine, n_wakeups, 1);
+    ngx_http_moe_metrics_add(ch->engine, n_frames, n);
 
     /* Room first, credits after: abi.h. */
 
@@ -519,6 +523,7 @@ ngx_http_moe_slot_event(ngx_http_moe_channel_t *ch, const struct abi_frame *f,
 
     if (slot->gen != f->gen || slot->state < NGX_HTTP_MOE_SLOT_SENDING) {
         ch->link->n_late++;
+        ngx_http_moe_metrics_add(ch->engine, n_late, 1);
         return NULL;
     }
 

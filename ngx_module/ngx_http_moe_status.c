@@ -11,14 +11,10 @@ static void ngx_http_moe_model_json(ngx_http_moe_text_t *text,
     ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_health_json(ngx_http_moe_text_t *text,
     ngx_http_moe_engine_t *engine);
-static uint64_t ngx_http_moe_health_word(ngx_http_moe_engine_t *engine,
-    size_t offset);
 static uint64_t ngx_http_moe_health_counter(ngx_http_moe_engine_t *engine,
     size_t offset);
 static ngx_uint_t ngx_http_moe_id_known(ngx_http_moe_channel_t *ch,
     ngx_str_t *id);
-static ngx_int_t ngx_http_moe_json_send(ngx_http_request_t *r,
-    ngx_uint_t status, ngx_http_moe_text_t *text);
 
 
 ngx_int_t
@@ -66,7 +62,7 @@ ngx_http_moe_models_handler(ngx_http_request_t *r,
                                   "you do not have access to it.", id);
     }
 
-    return ngx_http_moe_json_send(r, NGX_HTTP_OK, &text);
+    return ngx_http_moe_text_send(r, NGX_HTTP_OK, "application/json", &text);
 }
 
 
@@ -128,14 +124,14 @@ ngx_http_moe_health_handler(ngx_http_request_t *r)
 
     ngx_http_moe_health_json(&text, mlcf->engine);
 
-    return ngx_http_moe_json_send(r, status, &text);
+    return ngx_http_moe_text_send(r, status, "application/json", &text);
 }
 
 
 /* Sums over the engines of a group: of a word of their pages, and of what
  * this worker has counted. */
 
-static uint64_t
+uint64_t
 ngx_http_moe_health_word(ngx_http_moe_engine_t *engine, size_t offset)
 {
     uint64_t              n;
@@ -277,9 +273,9 @@ ngx_http_moe_health_json(ngx_http_moe_text_t *text,
 }
 
 
-static ngx_int_t
-ngx_http_moe_json_send(ngx_http_request_t *r, ngx_uint_t status,
-    ngx_http_moe_text_t *text)
+ngx_int_t
+ngx_http_moe_text_send(ngx_http_request_t *r, ngx_uint_t status,
+    const char *type, ngx_http_moe_text_t *text)
 {
     ngx_int_t     rc;
     ngx_buf_t    *b;
@@ -291,7 +287,8 @@ ngx_http_moe_json_send(ngx_http_request_t *r, ngx_uint_t status,
 
     r->headers_out.status = status;
     r->headers_out.content_length_n = (off_t) ngx_http_moe_text_len(text);
-    ngx_str_set(&r->headers_out.content_type, "application/json");
+    r->headers_out.content_type.data = (u_char *) type;
+    r->headers_out.content_type.len = ngx_strlen(type);
     r->headers_out.content_type_len = r->headers_out.content_type.len;
     r->headers_out.content_type_lowcase = NULL;
 

@@ -172,6 +172,11 @@ ngx_http_moe_stream_start(ngx_http_moe_ctx_t *ctx,
     ctx->n_prompt = start->n_prompt_tok;
     ctx->n_cached = start->n_cached_tok;
     ctx->queue_us = start->queue_us;
+
+    ngx_http_moe_metrics_add(ctx->engine, n_prompt, start->n_prompt_tok);
+    ngx_http_moe_metrics_add(ctx->engine, n_cached, start->n_cached_tok);
+    ngx_http_moe_metrics_observe(&ctx->engine->stat->queued,
+                                 (ngx_msec_t) (start->queue_us / 1000));
 }
 
 
@@ -183,6 +188,16 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
 
     ngx_http_moe_stream_begin(ctx);
 
+    if (delta->n_tok && ctx->token) {
+        ngx_http_moe_metrics_observe(&ctx->engine->stat->inter_token,
+                                     ngx_current_msec - ctx->last_token);
+    }
+
+    if (delta->n_tok) {
+        ctx->last_token = ngx_current_msec;
+        ngx_http_moe_metrics_add(ctx->engine, n_output, delta->n_tok);
+    }
+
     ctx->last_event = ngx_current_msec;
 
     if (delta->n_tok && !ctx->token) {
@@ -192,6 +207,8 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
 
         if (ctx->first_token == 0) {
             ctx->first_token = ngx_current_msec;
+            ngx_http_moe_metrics_observe(&ctx->engine->stat->first_token,
+                                         ngx_current_msec - ctx->submitted);
         }
 
         ngx_http_moe_stream_arm(ctx);
@@ -210,6 +227,7 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
 
     if (delta->channel == ABI_REASONING) {
         ctx->n_reasoning += delta->n_tok;
+        ngx_http_moe_metrics_add(ctx->engine, n_reasoning, delta->n_tok);
     }
 
     ctx->api->delta(ctx, delta);
@@ -678,6 +696,10 @@ ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx)
     }
 
     ctx->closed = 1;
+
+    if (ctx->submit) {
+        ngx_http_moe_metrics_end(ctx);
+    }
 
     if (ctx->timer.timer_set) {
         ngx_del_timer(&ctx->timer);

@@ -1,0 +1,602 @@
+/*
+ * ngx_http_moe_metrics.c - counters of all workers, as Prometheus reads them.
+ *
+ * In: what happens to requests, counted where it happens.  Out: one page of
+ * text (moe_status), with our names, vLLM's and OpenTelemetry's for the same
+ * numbers, so that dashboards which exist go on working.
+ *
+ * The counters lie in a zone that all workers share and that a reload keeps;
+ * each is added to atomically, and no lock is taken.  What the engine itself
+ * says (running, waiting, pages) is read from its page by whoever is asked.
+ */
+
+#include "ngx_http_moe_module.h"
+
+
+#define NGX_HTTP_MOE_ZONE_SIZE  (256 * 1024)
+
+
+typedef struct {
+    ngx_queue_t                engines;         /* ngx_http_moe_stat_t */
+} ngx_http_moe_metrics_zone_t;
+
+
+static ngx_int_t ngx_http_moe_metrics_init_zone(ngx_shm_zone_t *zone,
+    void *data);
+static ngx_http_moe_stat_t *ngx_http_moe_metrics_stat(ngx_slab_pool_t *shpool,
+    ngx_str_t *name);
+static void ngx_http_moe_metrics_label(ngx_http_moe_text_t *text,
+    ngx_http_moe_engine_t *engine, const char *key);
+static void ngx_http_moe_metrics_gauges(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf);
+static void ngx_http_moe_metrics_counters(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf);
+static void ngx_http_moe_metrics_ends(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf);
+static void ngx_http_moe_metrics_histograms(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf);
+static void ngx_http_moe_metrics_type(ngx_http_moe_text_t *text,
+    const char *name, const char *type, const char *help);
+static void ngx_http_moe_metrics_seconds(ngx_http_moe_text_t *text,
+    uint64_t ms);
+
+
+/* Upper edges in milliseconds: three to a decade. */
+
+static const ngx_uint_t  ngx_http_moe_edges[NGX_HTTP_MOE_EDGES] = {
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000,
+    100000, 200000, 500000
+};
+
+static const char  *ngx_http_moe_end_names[NGX_HTTP_MOE_ENDS] = {
+    "stop", "length", "error", "cancelled"
+};
+
+
+void
+ngx_http_moe_metrics_observe(ngx_http_moe_histogram_t *h, ngx_msec_t ms)
+{
+    ngx_uint_t  i;
+
+    for (i = 0; i < NGX_HTTP_MOE_EDGES; i++) {
+        if (ms <= ngx_http_moe_edges[i]) {
+            break;
+        }
+    }
+
+    (void) ngx_atomic_fetch_add(&h->count[i], 1);
+    (void) ngx_atomic_fetch_add(&h->sum, (ngx_atomic_int_t) ms);
+}
+
+
+ngx_int_t
+ngx_http_moe_metrics_init(ngx_conf_t *cf)
+{
+    ngx_shm_zone_t            *zone;
+    ngx_http_moe_main_conf_t  *mmcf;
+
+    static ngx_str_t  name = ngx_string("moe_metrics");
+
+    mmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_moe_module);
+
+    if (mmcf->engines.nelts == 0) {
+        return NGX_OK;
+    }
+
+    zone = ngx_shared_memory_add(cf, &name, NGX_HTTP_MOE_ZONE_SIZE,
+                                 &ngx_http_moe_module);
+    if (zone == NULL) {
+        return NGX_ERROR;
+    }
+
+    zone->init = ngx_http_moe_metrics_init_zone;
+    zone->data = mmcf;
+
+    return NGX_OK;
+}
+
+
+/* After a reload the counters go on: an engine finds its own by name.  That
+ * may be the reload of a configuration which is then given up, and does no
+ * harm. */
+
+static ngx_int_t
+ngx_http_moe_metrics_init_zone(ngx_shm_zone_t *zone, void *data)
+{
+    ngx_uint_t                     i;
+    ngx_slab_pool_t               *shpool;
+    ngx_http_moe_engine_t        **engine;
+    ngx_http_moe_main_conf_t      *mmcf;
+    ngx_http_moe_metrics_zone_t   *mz;
+
+    mmcf = zone->data;
+    shpool = (ngx_slab_pool_t *) zone->shm.addr;
+
+    if (shpool->data == NULL) {
+
+        mz = ngx_slab_alloc(shpool, sizeof(ngx_http_moe_metrics_zone_t));
+        if (mz == NULL) {
+            return NGX_ERROR;
+        }
+
+        ngx_queue_init(&mz->engines);
+        shpool->data = mz;
+    }
+
+    engine = mmcf->engines.elts;
+
+    for (i = 0; i < mmcf->engines.nelts; i++) {
+
+        engine[i]->stat = ngx_http_moe_metrics_stat(shpool, &engine[i]->name);
+
+        if (engine[i]->stat == NULL) {
+            ngx_log_error(NGX_LOG_EMERG, zone->shm.log, 0,
+                          "too many moe_engine blocks: no memory for the "
+                          "counters of \"%V\"", &engine[i]->name);
+            return NGX_ERROR;
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_http_moe_stat_t *
+ngx_http_moe_metrics_stat(ngx_slab_pool_t *shpool, ngx_str_t *name)
+{
+    ngx_queue_t                  *q;
+    ngx_http_moe_stat_t          *stat;
+    ngx_http_moe_metrics_zone_t  *mz;
+
+    mz = shpool->data;
+
+    for (q = ngx_queue_head(&mz->engines);
+         q != ngx_queue_sentinel(&mz->engines);
+         q = ngx_queue_next(q))
+    {
+        stat = ngx_queue_data(q, ngx_http_moe_stat_t, queue);
+
+        if (stat->len == name->len
+            && ngx_memcmp(stat->name, name->data, name->len) == 0)
+        {
+            return stat;
+        }
+    }
+
+    stat = ngx_slab_calloc(shpool, sizeof(ngx_http_moe_stat_t) + name->len);
+    if (stat == NULL) {
+        return NULL;
+    }
+
+    stat->len = name->len;
+    ngx_memcpy(stat->name, name->data, name->len);
+    ngx_queue_insert_tail(&mz->engines, &stat->queue);
+
+    return stat;
+}
+
+
+/* The request's part is over; is called once for each that was accepted. */
+
+void
+ngx_http_moe_metrics_end(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_uint_t            i;
+    ngx_http_moe_stat_t  *stat;
+
+    stat = ctx->engine->stat;
+
+    if (ctx->end == NGX_HTTP_MOE_DONE) {
+        i = (ctx->choices[0].reason == ABI_LENGTH) ? NGX_HTTP_MOE_END_LENGTH
+                                                   : NGX_HTTP_MOE_END_STOP;
+
+    } else if (ctx->end == NGX_HTTP_MOE_ERROR || ctx->error.status) {
+        i = NGX_HTTP_MOE_END_ERROR;
+
+    } else {
+        i = NGX_HTTP_MOE_END_CANCELLED;
+    }
+
+    (void) ngx_atomic_fetch_add(&stat->n_ends[i], 1);
+    (void) ngx_atomic_fetch_add(&stat->n_delivered,
+                                (ngx_atomic_int_t) ctx->n_delivered);
+
+    ngx_http_moe_metrics_observe(&stat->duration,
+                                 ngx_current_msec - ctx->submitted);
+}
+
+
+/* moe_status prometheus; */
+
+ngx_int_t
+ngx_http_moe_metrics_handler(ngx_http_request_t *r)
+{
+    ngx_int_t                  rc;
+    ngx_http_moe_text_t        text;
+    ngx_http_moe_main_conf_t  *mmcf;
+
+    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
+        return NGX_HTTP_NOT_ALLOWED;
+    }
+
+    rc = ngx_http_discard_request_body(r);
+    if (rc != NGX_OK) {
+        return rc;
+    }
+
+    mmcf = ngx_http_get_module_main_conf(r, ngx_http_moe_module);
+
+    ngx_memzero(&text, sizeof(ngx_http_moe_text_t));
+    text.pool = r->pool;
+
+    ngx_http_moe_metrics_gauges(&text, mmcf);
+    ngx_http_moe_metrics_counters(&text, mmcf);
+    ngx_http_moe_metrics_ends(&text, mmcf);
+    ngx_http_moe_metrics_histograms(&text, mmcf);
+
+    return ngx_http_moe_text_send(r, NGX_HTTP_OK, "text/plain; version=0.0.4",
+                                  &text);
+}
+
+
+static void
+ngx_http_moe_metrics_str(ngx_http_moe_text_t *text, const char *s)
+{
+    ngx_http_moe_text_add(text, s, ngx_strlen(s));
+}
+
+
+static void
+ngx_http_moe_metrics_type(ngx_http_moe_text_t *text, const char *name,
+    const char *type, const char *help)
+{
+    ngx_http_moe_text_lit(text, "# HELP ");
+    ngx_http_moe_metrics_str(text, name);
+    ngx_http_moe_text_lit(text, " ");
+    ngx_http_moe_metrics_str(text, help);
+    ngx_http_moe_text_lit(text, "\n# TYPE ");
+    ngx_http_moe_metrics_str(text, name);
+    ngx_http_moe_text_lit(text, " ");
+    ngx_http_moe_metrics_str(text, type);
+    ngx_http_moe_text_lit(text, "\n");
+}
+
+
+/* Opens the labels: engine="main", or as the name's own world calls it. */
+
+static void
+ngx_http_moe_metrics_label(ngx_http_moe_text_t *text,
+    ngx_http_moe_engine_t *engine, const char *key)
+{
+    ngx_str_t                value;
+    ngx_http_moe_channel_t  *ch;
+
+    value = engine->name;
+
+    if (ngx_strcmp(key, "engine") != 0) {
+
+        /* The world outside knows models. */
+
+        ch = ngx_http_moe_balance_any(engine);
+
+        if (ch) {
+            value.data = (u_char *) ch->welcome.model;
+            value.len = ngx_strlen(ch->welcome.model);
+        }
+    }
+
+    ngx_http_moe_text_lit(text, "{");
+    ngx_http_moe_metrics_str(text, key);
+    ngx_http_moe_text_lit(text, "=\"");
+    ngx_http_moe_text_json(text, value.data, value.len);
+    ngx_http_moe_text_lit(text, "\"");
+}
+
+
+/* By the name's beginning. */
+
+static const char *
+ngx_http_moe_metrics_key(const char *name)
+{
+    if (ngx_strncmp(name, "vllm:", 5) == 0) {
+        return "model_name";
+    }
+
+    return (ngx_strncmp(name, "gen_ai", 6) == 0) ? "gen_ai_request_model"
+                                                 : "engine";
+}
+
+
+static void
+ngx_http_moe_metrics_gauges(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf)
+{
+    uint64_t                 n, of;
+    ngx_uint_t               i, k;
+    ngx_http_moe_engine_t  **engine;
+
+    static const struct {
+        const char  *name;
+        const char  *help;
+        size_t       offset;
+        size_t       of;                        /* 0: not a share */
+    } gauges[] = {
+        { "moe_requests_running", "Requests in the batch.",
+          offsetof(struct abi_page, n_running), 0 },
+        { "vllm:num_requests_running", "Requests in the batch.",
+          offsetof(struct abi_page, n_running), 0 },
+        { "moe_requests_waiting", "Requests that wait in the engine.",
+          offsetof(struct abi_page, n_queued), 0 },
+        { "vllm:num_requests_waiting", "Requests that wait in the engine.",
+          offsetof(struct abi_page, n_queued), 0 },
+        { "moe_kv_usage_ratio", "Share of the KV pages in use.",
+          offsetof(struct abi_page, kv_pages_used),
+          offsetof(struct abi_page, kv_pages) },
+        { "vllm:kv_cache_usage_perc", "Share of the KV pages in use.",
+          offsetof(struct abi_page, kv_pages_used),
+          offsetof(struct abi_page, kv_pages) },
+        { "moe_engine_steps", "Forward passes since the engine's start.",
+          offsetof(struct abi_page, n_steps), 0 }
+    };
+
+    engine = mmcf->engines.elts;
+
+    ngx_http_moe_metrics_type(text, "moe_engines_ready", "gauge",
+                              "Engines that take requests.");
+
+    for (k = 0; k < mmcf->engines.nelts; k++) {
+        ngx_http_moe_text_lit(text, "moe_engines_ready");
+        ngx_http_moe_metrics_label(text, engine[k], "engine");
+        ngx_http_moe_text_lit(text, "} ");
+        ngx_http_moe_text_uint(text, ngx_http_moe_balance_ready(engine[k]));
+        ngx_http_moe_text_lit(text, "\n");
+    }
+
+    for (i = 0; i < sizeof(gauges) / sizeof(gauges[0]); i++) {
+
+        ngx_http_moe_metrics_type(text, gauges[i].name, "gauge",
+                                  gauges[i].help);
+
+        for (k = 0; k < mmcf->engines.nelts; k++) {
+            n = ngx_http_moe_health_word(engine[k], gauges[i].offset);
+
+            ngx_http_moe_metrics_str(text, gauges[i].name);
+            ngx_http_moe_metrics_label(text, engine[k],
+                                   ngx_http_moe_metrics_key(gauges[i].name));
+            ngx_http_moe_text_lit(text, "} ");
+
+            if (gauges[i].of) {
+                of = ngx_http_moe_health_word(engine[k], gauges[i].of);
+                ngx_http_moe_metrics_seconds(text, of ? n * 1000 / of : 0);
+
+            } else {
+                ngx_http_moe_text_uint(text, n);
+            }
+
+            ngx_http_moe_text_lit(text, "\n");
+        }
+    }
+}
+
+
+static void
+ngx_http_moe_metrics_counters(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf)
+{
+    ngx_uint_t               i, k;
+    ngx_http_moe_engine_t  **engine;
+
+    static const struct {
+        const char  *name;
+        const char  *help;
+        size_t       offset;
+    } counters[] = {
+        { "moe_prompt_tokens_total", "Tokens of prompts.",
+          offsetof(ngx_http_moe_stat_t, n_prompt) },
+        { "vllm:prompt_tokens_total", "Tokens of prompts.",
+          offsetof(ngx_http_moe_stat_t, n_prompt) },
+        { "moe_cached_tokens_total",
+          "Of them tokens found in the prefix cache.",
+          offsetof(ngx_http_moe_stat_t, n_cached) },
+        { "moe_completion_tokens_total", "Tokens generated.",
+          offsetof(ngx_http_moe_stat_t, n_output) },
+        { "vllm:generation_tokens_total", "Tokens generated.",
+          offsetof(ngx_http_moe_stat_t, n_output) },
+        { "moe_reasoning_tokens_total", "Of them tokens of reasoning.",
+          offsetof(ngx_http_moe_stat_t, n_reasoning) },
+        { "moe_delivered_tokens_total",
+          "Tokens that clients have taken, of requests that are over.",
+          offsetof(ngx_http_moe_stat_t, n_delivered) },
+        { "moe_requests_resumed_total",
+          "Times that a request went on at another engine.",
+          offsetof(ngx_http_moe_stat_t, n_resumed) },
+        { "moe_attached_total", "Handshakes with engines.",
+          offsetof(ngx_http_moe_stat_t, n_attached) },
+        { "moe_wakeups_total", "Times that a worker looked into its ring.",
+          offsetof(ngx_http_moe_stat_t, n_wakeups) },
+        { "moe_frames_total", "Events that it found there.",
+          offsetof(ngx_http_moe_stat_t, n_frames) },
+        { "moe_missed_wakeups_total",
+          "Times that the clock found events which no bell had told.",
+          offsetof(ngx_http_moe_stat_t, n_missed) },
+        { "moe_late_frames_total", "Events of requests that were over.",
+          offsetof(ngx_http_moe_stat_t, n_late) }
+    };
+
+    engine = mmcf->engines.elts;
+
+    for (i = 0; i < sizeof(counters) / sizeof(counters[0]); i++) {
+
+        ngx_http_moe_metrics_type(text, counters[i].name, "counter",
+                                  counters[i].help);
+
+        for (k = 0; k < mmcf->engines.nelts; k++) {
+            ngx_http_moe_metrics_str(text, counters[i].name);
+            ngx_http_moe_metrics_label(text, engine[k],
+                                 ngx_http_moe_metrics_key(counters[i].name));
+            ngx_http_moe_text_lit(text, "} ");
+            ngx_http_moe_text_uint(text, *(ngx_atomic_t *)
+                ((u_char *) engine[k]->stat + counters[i].offset));
+            ngx_http_moe_text_lit(text, "\n");
+        }
+    }
+}
+
+
+static void
+ngx_http_moe_metrics_ends(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf)
+{
+    ngx_uint_t               i, k, n;
+    ngx_http_moe_engine_t  **engine;
+
+    static const struct {
+        const char  *name;
+        const char  *key;
+        ngx_uint_t   n;                         /* first ends */
+    } names[] = {
+        { "moe_requests_total", "finish", NGX_HTTP_MOE_ENDS },
+        { "vllm:request_success_total", "finished_reason", 2 }
+    };
+
+    engine = mmcf->engines.elts;
+
+    for (n = 0; n < 2; n++) {
+
+        ngx_http_moe_metrics_type(text, names[n].name, "counter",
+                                  "Requests that are over, by their end.");
+
+        for (k = 0; k < mmcf->engines.nelts; k++) {
+            for (i = 0; i < names[n].n; i++) {
+                ngx_http_moe_metrics_str(text, names[n].name);
+                ngx_http_moe_metrics_label(text, engine[k],
+                                     ngx_http_moe_metrics_key(names[n].name));
+                ngx_http_moe_text_lit(text, ",");
+                ngx_http_moe_metrics_str(text, names[n].key);
+                ngx_http_moe_text_lit(text, "=\"");
+                ngx_http_moe_metrics_str(text, ngx_http_moe_end_names[i]);
+                ngx_http_moe_text_lit(text, "\"} ");
+                ngx_http_moe_text_uint(text, engine[k]->stat->n_ends[i]);
+                ngx_http_moe_text_lit(text, "\n");
+            }
+        }
+    }
+}
+
+
+/* 1234: 1.234 */
+
+static void
+ngx_http_moe_metrics_seconds(ngx_http_moe_text_t *text, uint64_t ms)
+{
+    u_char  *p, buf[NGX_INT64_LEN + 8];
+
+    p = ngx_sprintf(buf, "%uL.%03uL", ms / 1000, ms % 1000);
+
+    ngx_http_moe_text_add(text, buf, (size_t) (p - buf));
+}
+
+
+static void
+ngx_http_moe_metrics_histogram(ngx_http_moe_text_t *text, const char *name,
+    ngx_http_moe_engine_t *engine, ngx_http_moe_histogram_t *h)
+{
+    uint64_t     n;
+    ngx_uint_t   i;
+    const char  *key;
+
+    key = ngx_http_moe_metrics_key(name);
+    n = 0;
+
+    for (i = 0; i <= NGX_HTTP_MOE_EDGES; i++) {
+        n += h->count[i];
+
+        ngx_http_moe_metrics_str(text, name);
+        ngx_http_moe_text_lit(text, "_bucket");
+        ngx_http_moe_metrics_label(text, engine, key);
+        ngx_http_moe_text_lit(text, ",le=\"");
+
+        if (i < NGX_HTTP_MOE_EDGES) {
+            ngx_http_moe_metrics_seconds(text, ngx_http_moe_edges[i]);
+
+        } else {
+            ngx_http_moe_text_lit(text, "+Inf");
+        }
+
+        ngx_http_moe_text_lit(text, "\"} ");
+        ngx_http_moe_text_uint(text, n);
+        ngx_http_moe_text_lit(text, "\n");
+    }
+
+    ngx_http_moe_metrics_str(text, name);
+    ngx_http_moe_text_lit(text, "_sum");
+    ngx_http_moe_metrics_label(text, engine, key);
+    ngx_http_moe_text_lit(text, "} ");
+    ngx_http_moe_metrics_seconds(text, h->sum);
+    ngx_http_moe_text_lit(text, "\n");
+
+    ngx_http_moe_metrics_str(text, name);
+    ngx_http_moe_text_lit(text, "_count");
+    ngx_http_moe_metrics_label(text, engine, key);
+    ngx_http_moe_text_lit(text, "} ");
+    ngx_http_moe_text_uint(text, n);
+    ngx_http_moe_text_lit(text, "\n");
+}
+
+
+static void
+ngx_http_moe_metrics_histograms(ngx_http_moe_text_t *text,
+    ngx_http_moe_main_conf_t *mmcf)
+{
+    ngx_uint_t               i, k;
+    ngx_http_moe_engine_t  **engine;
+
+    static const struct {
+        const char  *name;
+        const char  *help;
+        size_t       offset;
+    } histograms[] = {
+        { "moe_first_token_seconds", "From the request to its first token.",
+          offsetof(ngx_http_moe_stat_t, first_token) },
+        { "vllm:time_to_first_token_seconds",
+          "From the request to its first token.",
+          offsetof(ngx_http_moe_stat_t, first_token) },
+        { "gen_ai_server_time_to_first_token_seconds",
+          "From the request to its first token.",
+          offsetof(ngx_http_moe_stat_t, first_token) },
+        { "moe_inter_token_seconds", "Between two tokens of a request.",
+          offsetof(ngx_http_moe_stat_t, inter_token) },
+        { "vllm:inter_token_latency_seconds",
+          "Between two tokens of a request.",
+          offsetof(ngx_http_moe_stat_t, inter_token) },
+        { "gen_ai_server_time_per_output_token_seconds",
+          "Between two tokens of a request.",
+          offsetof(ngx_http_moe_stat_t, inter_token) },
+        { "moe_request_seconds", "From the request to its end.",
+          offsetof(ngx_http_moe_stat_t, duration) },
+        { "vllm:e2e_request_latency_seconds", "From the request to its end.",
+          offsetof(ngx_http_moe_stat_t, duration) },
+        { "gen_ai_server_request_duration_seconds",
+          "From the request to its end.",
+          offsetof(ngx_http_moe_stat_t, duration) },
+        { "moe_queue_seconds", "From the request to its admission.",
+          offsetof(ngx_http_moe_stat_t, queued) },
+        { "vllm:request_queue_time_seconds",
+          "From the request to its admission.",
+          offsetof(ngx_http_moe_stat_t, queued) }
+    };
+
+    engine = mmcf->engines.elts;
+
+    for (i = 0; i < sizeof(histograms) / sizeof(histograms[0]); i++) {
+
+        ngx_http_moe_metrics_type(text, histograms[i].name, "histogram",
+                                  histograms[i].help);
+
+        for (k = 0; k < mmcf->engines.nelts; k++) {
+            ngx_http_moe_metrics_histogram(text, histograms[i].name, engine[k],
+                (ngx_http_moe_histogram_t *) ((u_char *) engine[k]->stat
+                                              + histograms[i].offset));
+        }
+    }
+}

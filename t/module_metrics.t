@@ -1,0 +1,117 @@
+# moe_status: a page that Prometheus can read, whose numbers are those of what
+# happened, in all workers together and across a reload; vLLM's and
+# OpenTelemetry's names for them; and the variables of requests that failed.
+
+use strict;
+use warnings;
+
+use JSON::PP ();
+use Test::More;
+
+use Moe;
+
+my $true = JSON::PP::true;
+
+sub chat {
+    my ($script, %more) = @_;
+    return ('/v1/chat/completions', { stream => $true, %more, messages =>
+            [{ role => 'user', content => "mock $script" }] });
+}
+
+my $moe = Moe->new;
+
+my ($ok, $said) = $moe->test_conf(server => 'location /m { moe_status xml; }');
+ok !$ok && $said =~ /invalid format "xml" in "moe_status"/,
+   'refused: a format that is none';
+
+$moe->mock;
+$moe->nginx(workers => 2, server => 'location = /metrics {
+                                         moe_status prometheus; }',
+            http => 'moe_engine idle { socket unix:%%DIR%%/none; }');
+$moe->wait_ready;
+
+# The page, by the grammar of the format: name{labels} => value.
+sub metrics {
+    my $r = $moe->get('/metrics');
+    is $r->{headers}{'content-type'}, 'text/plain; version=0.0.4', 'its type';
+    my (%type, %value, @wrong);
+    for (split /\n/, $r->{body}) {
+        if (/^# TYPE (\S+) (gauge|counter|histogram)$/) {
+            push @wrong, "twice: $_" if $type{$1}++;
+        } elsif (/^([a-zA-Z_:][\w:]*)(\{\w+="[^"\\]*"(?:,\w+="[^"\\]*")*\}) (\S+)$/) {
+            my ($name, $labels, $v) = ($1, $2, $3);
+            my $family = $name =~ s/_(?:bucket|sum|count)$//r;
+            push @wrong, "no type: $_" unless $type{$name} || $type{$family};
+            push @wrong, "not a number: $_" unless $v =~ /^\d+(?:\.\d+)?$/;
+            push @wrong, "twice: $_" if exists $value{"$name$labels"};
+            $value{"$name$labels"} = $v;
+        } elsif (!/^# HELP \S+ \S.*$/) {
+            push @wrong, $_;
+        }
+    }
+    is_deeply \@wrong, [], 'every line is as it should be';
+    return \%value;
+}
+
+my $m = metrics();
+is $m->{'moe_engines_ready{engine="main"}'}, 1, 'an engine that is there';
+is $m->{'moe_engines_ready{engine="idle"}'}, 0, 'and one that is not';
+is $m->{'moe_requests_total{engine="main",finish="stop"}'}, 0, 'no request yet';
+
+# Both workers get some; ends of every kind.
+$moe->stream(chat('tokens=5 delay_ms=30'))->collect for 1 .. 20;
+$moe->stream(chat('tokens=9', max_tokens => 4))->collect for 1 .. 2;
+$moe->post(chat('error=internal'));
+my $c = $moe->stream(chat('tokens=500 delay_ms=10 reasoning=3'));
+$c->event for 1 .. 6;
+is metrics()->{'moe_requests_running{engine="main"}'}, 1, 'one is running';
+is metrics()->{'vllm:num_requests_running{model_name="mock"}'}, 1,
+   "by vLLM's name";
+$c->close;
+$moe->until('the end of all', sub {
+    ($moe->get('/metrics')->{body} =~ /finish="cancelled"\} 1\n/) });
+
+$m = metrics();
+my %end = (stop => 20, length => 2, error => 1, cancelled => 1);
+is $m->{"moe_requests_total{engine=\"main\",finish=\"$_\"}"}, $end{$_},
+   "$end{$_} ended by $_" for sort keys %end;
+is $m->{'vllm:request_success_total{model_name="mock",finished_reason="stop"}'},
+   20, "by vLLM's name";
+my $out = $m->{'moe_completion_tokens_total{engine="main"}'};
+cmp_ok $out, '>=', 20 * 5 + 2 * 4 + 5, 'tokens of all, also of the aborted';
+is $m->{'vllm:generation_tokens_total{model_name="mock"}'}, $out,
+   "by vLLM's name";
+is $m->{'moe_reasoning_tokens_total{engine="main"}'}, 3, 'reasoning';
+cmp_ok $m->{'moe_prompt_tokens_total{engine="main"}'}, '>', 100, 'prompts';
+is $m->{"${_}_count{engine=\"main\"}"}, 24, "$_: all requests"
+    for 'moe_request_seconds';
+is $m->{'moe_first_token_seconds_count{engine="main"}'}, 23,
+   'all but one had a first token';
+is $m->{'vllm:time_to_first_token_seconds_count{model_name="mock"}'}, 23,
+   "by vLLM's name";
+is $m->{'gen_ai_server_time_to_first_token_seconds_count'
+        . '{gen_ai_request_model="mock"}'}, 23, "by OpenTelemetry's";
+is $m->{'moe_inter_token_seconds_count{engine="main"}'}, $out - 23,
+   'times between tokens';
+my $mean = $m->{'moe_inter_token_seconds_sum{engine="main"}'}
+           / $m->{'moe_inter_token_seconds_count{engine="main"}'};
+cmp_ok $mean, '>', 0.008, 'which are at least those that were waited';
+my $last = 0;
+for (qw(0.001 0.010 0.100 1.000 100.000 +Inf)) {
+    my $n = $m->{"moe_inter_token_seconds_bucket{engine=\"main\",le=\"$_\"}"};
+    cmp_ok $n, '>=', $last, "bucket $_ holds those before it";
+    $last = $n;
+}
+cmp_ok $m->{'moe_frames_total{engine="main"}'}, '>=', $out, 'events';
+cmp_ok $m->{'moe_wakeups_total{engine="main"}'}, '>', 10, 'wake-ups';
+is $m->{'moe_missed_wakeups_total{engine="main"}'}, 0, 'none was missed';
+is $m->{'moe_requests_total{engine="idle",finish="stop"}'}, 0,
+   'nothing for the other engine';
+
+$moe->reload;
+$moe->wait_ready;
+is metrics()->{'moe_requests_total{engine="main",finish="stop"}'}, 20,
+   'a reload keeps the counters';
+is $moe->post('/metrics', '')->{status}, 405, 'GET and HEAD only';
+
+$moe->done;
