@@ -228,6 +228,23 @@ is($b->js("return document.querySelectorAll('.answer').length"), 0,
 ok(!$b->js("return document.querySelector('#welcome').hidden"),
    'and welcomes');
 
+
+# -- the demo model --------------------------------------------------------
+
+SKIP: {
+    skip 'the engine or the demo model is not built', 3 unless Moe->can_engine;
+    my $real = Moe->new;
+    $real->engine;
+    $real->nginx(conf => demo_conf())->wait_ready;
+    $b->go('http://127.0.0.1:' . $real->port . '/');
+    ask('What is 347 + 285?');
+    shows('the demo model answers',
+          "return $last && document.querySelector('#stop').hidden");
+    like($b->text('.answer .text'), qr/\b632\b/, 'rightly');
+    like($b->text('.thought summary'), qr/^Thought for/, 'after some thought');
+    $real->stop;
+}
+
 # Failed requests above are on the console; anything else is a bug.
 is(join("\n", grep { !/Failed to load resource|ERR_INCOMPLETE/ } $b->console),
    '', 'nothing on the console');
