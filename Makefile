@@ -13,6 +13,7 @@ CC        = gcc
 endif
 PROVE    ?= prove
 O         = $(abspath $(BUILD))
+comma    := ,
 
 # The set of ring-and-security flags that gcc 12 has; warnings are errors.
 WARN      = -Wall -Wextra -Wformat=2 -Wconversion -Wsign-conversion \
@@ -50,6 +51,10 @@ NVCC_FLAGS = -std=c++17 -O3 -lineinfo -Icuda -Xcompiler -fPIE,-iquote,engine \
             -gencode arch=compute_90a,code=sm_90a -MMD -MP
 cuda_top   = $(shell $(NVCC) --dryrun -c x.cu 2>&1 | sed -n 's/^.* TOP=//p')
 CUDA_LIBS  = -L$(cuda_top)/lib64 -lcudart_static -ldl -lrt -lstdc++
+# A machine with a GPU may have no more than a driver: what runs there is built
+# elsewhere, and brings what it can.
+GPU_LIBS   = -Wl,-Bstatic -ljansson -Wl,-Bdynamic -Wl,--as-needed $(LIBS) \
+            $(CUDA_LIBS)
 CUDA_SRC  := $(wildcard cuda/*.cu)
 CUDA_OBJ  := $(CUDA_SRC:%.cu=$(O)/%.o)
 WITH_CUDA  = $(if $(NVCC),$(if $(SAN),,$(CUDA_OBJ)))
@@ -140,11 +145,22 @@ $(O)/t/emu/%: t/emu/%.cu $(EMU_OBJ) $(O)/libmoe.a
 	@$(CXX) $(EMU_FLAGS) -MF $@.d -MT $@ -I. -x c++ $< -x none $(EMU_OBJ) \
 	    $(O)/libmoe.a $(ALL_LDFLAGS) -lcmocka $(LIBS) -o $@
 
+$(O)/t/bench/cuda/%: t/bench/cuda/%.c $(CUDA_OBJ) $(O)/libmoe.a
+	$(call link,$(CC),$(CUDA_OBJ) $(GPU_LIBS))
+
+$(O)/t/bench/cuda/%: t/bench/cuda/%.cu $(CUDA_OBJ) $(O)/libmoe.a
+	@mkdir -p $(@D)
+	@echo nvcc $< -o $@
+	@$(NVCC) $(NVCC_FLAGS) -MF $@.d $< $(CUDA_OBJ) $(O)/libmoe.a \
+	    -Xcompiler -pie $(subst -Wl$(comma),-Xlinker ,$(GPU_LIBS)) -o $@
+
 $(O)/t/cuda/%.emu: t/cuda/%.c $(EMU_OBJ) $(O)/libmoe.a
 	$(call link,$(CC),$(EMU_OBJ) -lcmocka -lstdc++)
 
 $(O)/t/cuda/%.gpu: t/cuda/%.c $(CUDA_OBJ) $(O)/libmoe.a
-	$(call link,$(CC),$(CUDA_OBJ) -lcmocka $(CUDA_LIBS))
+	$(call link,$(CC),$(CUDA_OBJ) -Wl$(comma)-rpath$(comma)'$$ORIGIN' \
+	    -lcmocka $(GPU_LIBS))
+	@cp -u $$($(CC) -print-file-name=libcmocka.so) $(@D)/libcmocka.so.0
 
 -include $(OBJ:.o=.d) $(O)/engine/main/main.d \
          $(addsuffix .d,$(UNIT) $(BENCH) $(TOOLS) $(FUZZ) $(EMU_TEST)) \
@@ -193,7 +209,7 @@ stop:
 	@t/tools/serve.sh stop $(O)
 
 
-.PHONY: test test-cuda bench asan tsan clean help
+.PHONY: test test-cuda bench bench-cuda asan tsan clean help
 test: test-deps all tests
 	BUILD=$(O) LONG=$(LONG) $(PROVE) --timer -Ilib -It/lib \
 	    $(sort $(wildcard t/*.t)) $(UNIT) $(EMU_TEST)
@@ -207,6 +223,14 @@ test-cuda:
 	    $(MAKE) --no-print-directory $(CUDA_TEST:%.c=$(O)/%.gpu) && \
 	    $(PROVE) --timer $(CUDA_TEST:%.c=$(O)/%.gpu); \
 	else echo "SKIP: no nvcc to build CUDA's tests with"; fi
+
+# One call that says all a machine with a GPU can say; see the script.
+bench-cuda:
+	@if [ -n "$(NVCC)" ]; then \
+	    $(MAKE) --no-print-directory $(CUDA_TEST:%.c=$(O)/%.gpu) \
+	        $(O)/t/bench/cuda/kernels $(O)/t/bench/cuda/model && \
+	    t/bench/cuda/run.sh $(O) $(PHASES); \
+	else echo "SKIP: no nvcc to build CUDA's benchmarks with"; fi
 
 asan:
 	$(MAKE) test BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS="-O1 -g"
@@ -235,6 +259,7 @@ help:
 	@echo "make start | stop         the same in the background"
 	@echo "make test [LONG=1]        everything that needs no GPU"
 	@echo "make cuda | test-cuda     the engine with CUDA; its tests on a GPU"
+	@echo "make bench-cuda           kernels and models on a GPU, beside its ceilings"
 	@echo "make bench                every benchmark that this machine can run"
 	@echo "make asan | tsan          the tests under sanitizers"
 	@echo "make fuzz [FUZZ_SECONDS=] the fuzzers, one after the other (clang)"

@@ -285,8 +285,11 @@ open_device(struct cuda *c, struct err *e)
 extern "C" struct backend *
 cuda_open(const char *name, int n_threads, struct err *e)
 {
-    if (strcmp(name, "cuda") != 0) {
-        err_set(e, "backend \"%s\": expected cuda", name);
+    int deterministic = strcmp(name, "cuda:deterministic") == 0;
+
+    if (strcmp(name, "cuda") != 0 && !deterministic) {
+        err_set(e, "backend \"%s\": expected cuda or cuda:deterministic",
+                name);
         return NULL;
     }
 
@@ -312,6 +315,7 @@ cuda_open(const char *name, int n_threads, struct err *e)
     c->ops.fetch = op_fetch;
     c->b.ops = &c->ops;
     c->b.name = "cuda";
+    c->deterministic = deterministic;
 
     if (open_device(c, e) != 0 || cuda_step_open(c, e) != 0
         || (c->pool = pool_create(n_threads, e)) == NULL)

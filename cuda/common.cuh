@@ -54,6 +54,7 @@ struct cuda_batch {
 struct cuda {
     struct backend    b;
     struct backend_ops ops;         /* b.ops */
+    int               deterministic;    /* D6 holds: see step.cu */
     int               n_sm;
     int               major;        /* of the compute capability */
     size_t            shared_max;   /* bytes that a block may have */

@@ -1,7 +1,7 @@
 /*
- * linear.cu - products with weights, y = W x, for few rows of x: the weights
+ * linear.cu - products with weights, y = W x.  For few rows of x the weights
  * are read once, as fast as memory gives them, straight into the registers
- * that multiply them.
+ * that multiply them; for more than 64, see tile.cuh.
  *
  *   y (n_rows, n_out) = or += x (n_rows, n_in) W^T
  *   bytes 2 n_out n_in, FLOPs 2 n_rows n_out n_in: bound by memory up to about
@@ -12,12 +12,14 @@
  *
  *   W  | k0 w0 | k1 w1 | .. | k7 w7 | k8 w0 | ..     16 rows, 512 bytes a tile
  *
- * so an output is added up in one order, whatever the other rows are (D6).
+ * so an output is added up in one order, whatever the other rows are (D6), as
+ * long as they are few.
  * x is rounded to bf16, sums are float.  Each lane has two groups of loads
  * under way, and the first leaves before the kernels ahead have ended.
  */
 #include "common.cuh"
 #include "stream.cuh"
+#include "tile.cuh"
 
 struct linear_part {
     struct stream_matrix m;
@@ -132,6 +134,48 @@ linear_kernel(const struct linear_args a)
 }
 
 
+/* Many rows: 128 outputs of 128 of them, see tile.cuh. */
+static __global__ void __launch_bounds__(TILE_THREADS, 1)
+linear_tile_kernel(const struct linear_args a)
+{
+    struct stream_matrix m = a.part[0].m;
+    uint32_t             row0 = blockIdx.y * TILE_ROWS;
+    uint32_t             tile = blockIdx.x * 8 + threadIdx.x / HW_WARP % 4 * 2;
+    struct tile          t;
+
+    hw_depend();
+    hw_release();
+    m.w += a.w_head * blockIdx.z;
+    t.w[0] = stream_tile(m, tile);
+    t.w[1] = stream_tile(m, tile + 1);
+
+    if (threadIdx.x < TILE_ROWS) {
+        uint32_t r = row0 + threadIdx.x;
+
+        tile_rows()[threadIdx.x] = r < a.n_rows
+                                   ? a.x.data + a.x_head * blockIdx.z
+                                     + a.x.stride * r : NULL;
+    }
+
+    __syncthreads();
+    tile_product(t, m.n_in);
+
+#pragma unroll
+    for (int i = 0; i < 2 * 8 * 4; i++) {
+        uint32_t o = (tile + i / 32) * CUDA_TILE + tile_out(i % 4);
+        uint32_t r = row0 + tile_row(i / 4 % 8, i % 4);
+
+        if (o < m.n_out && r < a.n_rows) {
+            float *y = a.part[0].y.data + a.y_head * blockIdx.z
+                       + a.part[0].y.stride * r + o;
+            float  sum = t.acc[i / 32][i / 4 % 8][i % 4];
+
+            *y = a.add ? *y + sum : sum;
+        }
+    }
+}
+
+
 /* FP32 weights, for routers and for --quant f32: a warp an output, for all
  * rows of x in turn. */
 static __global__ void
@@ -208,8 +252,13 @@ run(struct cuda *c, struct linear_args *a, const struct weight *w)
     } else if (a->n_rows <= 32) {
         launch_linear<2, 4>(c, a, w->n);
 
-    } else {
+    } else if (a->n_rows <= 64 || c->deterministic) {
         launch_linear<2, 8>(c, a, w->n);
+
+    } else {
+        cuda_launch(c, dim3(cuda_div_up(w->n_out, 128),
+                            cuda_div_up(a->n_rows, TILE_ROWS), w->n),
+                    TILE_THREADS, TILE_ROOM, linear_tile_kernel, *a);
     }
 }
 

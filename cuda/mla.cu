@@ -563,7 +563,7 @@ choose_splits(const struct cuda *c, const struct mla *a)
     n = n < n_pages ? n : n_pages;
     n = n < CUDA_SCRATCH / part ? n : (uint32_t) (CUDA_SCRATCH / part);
 
-    return n > 1 ? n : 1;
+    return n > 1 && !c->deterministic ? n : 1;
 }
 
 

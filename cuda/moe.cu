@@ -1,6 +1,7 @@
 /*
- * moe.cu - the routed experts, for few rows an expert: weights of the experts
- * that are chosen are read once and go through registers, as in linear.cu.
+ * moe.cu - the routed experts.  For few rows an expert the weights of those
+ * that are chosen are read once and go through registers, as in linear.cu; for
+ * many, products are made in tiles.
  *
  *   y(r) += sum over k, in order, of weights(r, k) *
  *           down(e) (silu(gate(e) x(r)) * (up(e) x(r))),  e = ids(r, k)
@@ -14,6 +15,7 @@
  */
 #include "common.cuh"
 #include "stream.cuh"
+#include "tile.cuh"
 
 /* In struct moe's tmp_order. */
 struct moe_order {
@@ -167,6 +169,59 @@ down_kernel(const struct moe_args a)
 }
 
 
+/* Prompts: 128 slots of an expert at a time, and 64 outputs of gate and up, or
+ * 128 of down (see tile.cuh); blockIdx.z takes every gridDim.z'th 128. */
+static __global__ void __launch_bounds__(TILE_THREADS, 1)
+expert_tile_kernel(const struct moe_args a, int is_down)
+{
+    struct stream_matrix m = a.m, up = a.m;
+    uint32_t             e = blockIdx.y, warp = threadIdx.x / HW_WARP % 4;
+    uint32_t             tile = is_down ? blockIdx.x * 8 + warp * 2
+                                        : blockIdx.x * 4 + warp;
+    struct tile          t;
+
+    hw_depend();
+    hw_release();
+
+    uint32_t end = a.o.start[e + 1];
+
+    m.w += a.w_expert * e;
+    up.w = a.up + a.w_expert * e;
+    t.w[0] = stream_tile(m, tile);
+    t.w[1] = is_down ? stream_tile(m, tile + 1) : stream_tile(up, tile);
+
+    for (uint32_t s0 = a.o.start[e] + blockIdx.z * TILE_ROWS; s0 < end;
+         s0 += gridDim.z * TILE_ROWS)
+    {
+        if (threadIdx.x < TILE_ROWS) {
+            uint32_t s = s0 + threadIdx.x;
+
+            tile_rows()[threadIdx.x] = s >= end ? NULL
+                : a.x.data + a.x.stride * (is_down ? s : a.o.rows[s]);
+        }
+
+        __syncthreads();
+        tile_product(t, m.n_in);
+
+#pragma unroll
+        for (int i = 0; i < 8 * 4; i++) {
+            uint32_t o = tile * CUDA_TILE + tile_out(i % 4);
+            uint32_t s = s0 + tile_row(i / 4, i % 4);
+            float    v = t.acc[0][i / 4][i % 4], w = t.acc[1][i / 4][i % 4];
+            float   *y = a.y.data + a.y.stride * s + o;
+
+            if (s < end && o < m.n_out) {
+                *y = is_down ? v : cuda_silu(v) * w;
+            }
+
+            if (s < end && is_down && o + CUDA_TILE < m.n_out) {
+                y[CUDA_TILE] = w;
+            }
+        }
+    }
+}
+
+
 /* FP32 weights, for --quant f32: a warp an output, for the slots of an expert
  * in turn; with `up`, the activation of both. */
 static __global__ void
@@ -249,10 +304,16 @@ launch_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
                     stream_room_bytes(is_down ? 1 : 2, 1),
                     is_down ? down_kernel<1> : gate_up_kernel<1>, *a);
 
-    } else {
+    } else if (n_slots <= 64 * n_experts || c->deterministic) {
         cuda_launch(c, n_blocks, STREAM_THREADS,
                     stream_room_bytes(is_down ? 1 : 2, 4),
                     is_down ? down_kernel<4> : gate_up_kernel<4>, *a);
+
+    } else {
+        n_blocks.x = cuda_div_up(a->m.n_out, is_down ? 128 : 64);
+        n_blocks.z = cuda_div_up(n_slots, n_experts * TILE_ROWS) + 1;
+        cuda_launch(c, n_blocks, TILE_THREADS, TILE_ROOM, expert_tile_kernel,
+                    *a, is_down);
     }
 }
 

@@ -7,6 +7,10 @@
  * are put together, the kernels are captured in a graph; the next time the
  * calls are let pass, and the graph is launched.  Other steps go straight on.
  *
+ * Sums have an order of their own in the kernels that do several calls in one,
+ * in those for many rows, and with attention in parts; "cuda:deterministic"
+ * leaves these out, so that a token's numbers are the same in any company (D6).
+ *
  * What differs between steps is read from device memory: tokens, positions,
  * page tables.  How many parts attention is split into follows from the
  * largest position, which is rounded up, and is part of a graph's key.
@@ -49,6 +53,7 @@ struct op {
 enum mode { DIRECT, RECORD, REPLAY };
 
 struct graph {
+    int             repeats;    /* struct batch's */
     uint32_t        n_tok;
     uint32_t        max_pos;
     cudaGraphExec_t exec;
@@ -59,6 +64,7 @@ struct cuda_step {
     struct op    *ops;          /* recorded */
     size_t        n_ops;
     size_t        max_ops;
+    int           repeats;      /* of this step */
     struct graph  graphs[GRAPHS_MAX];
     uint32_t      n_graphs;
     struct graph *graph;        /* REPLAY */
@@ -536,13 +542,14 @@ put_all(struct cuda *c)
         put_moe
     };
     struct cuda_step *s = c->step;
+    int               is_few = c->n_tok <= CUDA_FEW && !c->deterministic;
     size_t            n_done;
 
     for (size_t i = 0; i < s->n_ops; i += n_done) {
         n_done = 0;
 
-        for (size_t k = 0; c->n_tok <= CUDA_FEW && n_done == 0
-                           && k < BASE_COUNT(together); k++)
+        for (size_t k = 0; is_few && n_done == 0 && k < BASE_COUNT(together);
+             k++)
         {
             n_done = together[k](c, s->ops + i, s->n_ops - i);
         }
@@ -600,10 +607,11 @@ cuda_step_begin(struct cuda *c, int repeats)
 
     c->max_pos = pages * BACKEND_PAGE_TOK - 1;
     s->n_ops = 0;
+    s->repeats = repeats;
     s->mode = RECORD;
 
     for (uint32_t i = 0; i < s->n_graphs; i++) {
-        if (s->graphs[i].n_tok == c->n_tok
+        if (s->graphs[i].n_tok == c->n_tok && s->graphs[i].repeats == repeats
             && s->graphs[i].max_pos == c->max_pos)
         {
             s->graph = &s->graphs[i];
@@ -626,6 +634,7 @@ cuda_step_end(struct cuda *c)
         }
 
         s->graph = &s->graphs[s->n_graphs++];
+        s->graph->repeats = s->repeats;
         s->graph->n_tok = c->n_tok;
         s->graph->max_pos = c->max_pos;
 

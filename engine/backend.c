@@ -31,11 +31,13 @@ backend_open(const char *name, int n_threads, struct err *e)
         return open_cuda(name, n_threads, e);
     }
 
-    if (strcmp(name, "auto") != 0) {
+    if (strncmp(name, "auto", 4) != 0) {
         return cpu_open(name, n_threads, e);
     }
 
-    struct backend *b = open_cuda("cuda", n_threads, &why);
+    struct backend *b = open_cuda(strcmp(name, "auto:deterministic") == 0
+                                  ? "cuda:deterministic" : "cuda", n_threads,
+                                  &why);
 
     if (b == NULL) {
         log_line(LOG_LEVEL_NOTICE, "%s; taking the CPU", why.text);

@@ -80,8 +80,8 @@ struct batch {
     const uint32_t        *ids;     /* (n_tok) */
     const uint32_t        *pos;     /* (n_tok) */
     const uint32_t *const *pages;   /* (n_tok) page tables, covering pos */
-    /* Up to gather() the calls and their arguments are those of every other
-     * step of as many tokens that says so: they may be recorded. */
+    /* Not 0: up to gather() the calls and their arguments are those of every
+     * other step of as many tokens with this number: they may be recorded. */
     int                    repeats;
 };
 

@@ -71,7 +71,9 @@ load_model(const struct main_options *o, struct err *e)
     };
     struct model_options mo = {
         .dir = o->model,
-        .backend = o->backend,
+        .backend = !o->deterministic || strcmp(o->backend, "cpu") == 0
+                   ? o->backend : strcmp(o->backend, "auto") == 0
+                   ? "auto:deterministic" : "cuda:deterministic",
         .quant = o->quant,
         .n_threads = (int) o->threads,
         .max_batch_tok = (int) o->max_batch_tok,

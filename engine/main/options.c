@@ -48,6 +48,9 @@ static const struct option table[] = {
       "served model name; else the directory's" },
     { "backend", "NAME", OPTION_CHOICE, OFF(backend), "cpu", 0, 0,
       "cpu|cuda|auto", "where the model runs; auto: cuda where there is one" },
+    { "deterministic", NULL, OPTION_FLAG, OFF(deterministic), NULL, 0, 0, NULL,
+      "cuda: the same answer in any company, at some cost;\n"
+      "the CPU's always is" },
     { "threads", "N", OPTION_INT, OFF(threads), "0", 0, 1024, NULL,
       "compute threads; 0: one per core" },
     { "quant", "TYPE", OPTION_CHOICE, OFF(quant), "bf16", 0, 0, "f32|bf16",

@@ -125,7 +125,7 @@ test_f32(void **state)
     const char   *name = *state;
     struct golden g;
 
-    golden_open(&g, name, is_emulated() ? 34 : MAX_TOK);
+    golden_open(&g, name, is_small() ? 34 : MAX_TOK);
 
     struct model *m = load(name, "cuda", "f32");
     size_t        n_vocab = model_info(m)->n_vocab;
@@ -191,7 +191,7 @@ test_bf16(void **state)
     const char   *name = *state;
     struct golden g;
 
-    golden_open(&g, name, is_emulated() ? 34 : MAX_TOK);
+    golden_open(&g, name, is_small() ? 34 : MAX_TOK);
 
     struct model *cpu = load(name, "cpu", "bf16");
     struct model *m = load(name, "cuda", "bf16");
@@ -309,6 +309,19 @@ test_larger(void **state)
 
         free(got);
     }
+
+    struct model *same = load_larger(dir, "cuda:deterministic");
+    float        *whole = run(same, &g, 12);
+
+    for (int chunk = 1; chunk < 12; chunk += 4) {
+        float *got = run(same, &g, chunk);
+
+        assert_memory_equal(got, whole, (size_t) g.n_tok * n_vocab * 4);
+        free(got);
+    }
+
+    free(whole);
+    model_free(same);
 
     if (&emu_n_launches != NULL) {
         unsigned long        was = emu_n_launches;

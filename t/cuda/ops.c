@@ -134,7 +134,7 @@ test_linear(void **state)
     static const uint32_t sizes[][3] = {
         { 1, 1, 1 }, { 1, 16, 16 }, { 3, 17, 15 }, { 8, 33, 37 },
         { 9, 31, 130 }, { 33, 48, 64 }, { 70, 35, 300 }, { 2, 20, 1100 },
-        { 1, 64, 512 }
+        { 1, 64, 512 }, { 150, 130, 37 }, { 129, 35, 200 }
     };
 
     (void) state;
@@ -145,7 +145,7 @@ test_linear(void **state)
         check_linear(dtypes[i % 2], s[0], s[1], s[2], i / 2 % 2 == 1);
     }
 
-    if (!is_emulated()) {
+    if (!is_small()) {
         check_linear(DTYPE_BF16, 1, 2048, 10944, 1);
         check_linear(DTYPE_BF16, 64, 3072, 2048, 0);
         check_linear(DTYPE_BF16, 333, 2048, 2816, 1);
@@ -159,9 +159,9 @@ static void
 test_linear_alone(void **state)
 {
     struct weight w[2];
-    struct rows   x = rows_make(70, 300, 300);
-    struct rows   y = rows_poisoned(70, 40, 40), z = rows_poisoned(1, 40, 40);
-    int           n_runs = is_emulated() ? 2 : 100;
+    struct rows   x = rows_make(60, 300, 300);
+    struct rows   y = rows_poisoned(60, 40, 40), z = rows_poisoned(1, 40, 40);
+    int           n_runs = is_small() ? 2 : 100;
 
     (void) state;
     weight_make(w, DTYPE_BF16, 1, 40, 300);
@@ -169,11 +169,11 @@ test_linear_alone(void **state)
     struct tensor yt = tensor_of(&y, CUDA), xt = tensor_of(&x, CUDA);
 
     for (int run = 0; run < n_runs; run++) {
-        OP(CUDA, linear, yt, xt, &w[CUDA], 70, 0);
+        OP(CUDA, linear, yt, xt, &w[CUDA], 60, 0);
 
         float *all = rows_get(&y, CUDA);
 
-        for (uint32_t r = 0; r < 70; r += 23) {
+        for (uint32_t r = 0; r < 60; r += 23) {
             struct tensor one = { xt.data + 300 * (size_t) r, 300 };
 
             OP(CUDA, linear, tensor_of(&z, CUDA), one, &w[CUDA], 1, 0);
@@ -386,7 +386,7 @@ test_mla(void **state)
         check_mla(&cases[i]);
     }
 
-    for (size_t i = 0; i < BASE_COUNT(large) && !is_emulated(); i++) {
+    for (size_t i = 0; i < BASE_COUNT(large) && !is_small(); i++) {
         check_mla(&large[i]);
     }
 }
@@ -589,9 +589,10 @@ test_moe(void **state)
         check_moe(dtypes[i], 1, 8, 2, 37, 9);
         check_moe(dtypes[i], 5, 9, 3, 32, 20);
         check_moe(dtypes[i], 40, 4, 2, 40, 36);
+        check_moe(dtypes[i], 200, 4, 2, 140, 70);
     }
 
-    if (!is_emulated()) {
+    if (!is_small()) {
         check_moe(DTYPE_BF16, 1, 64, 6, 2048, 1408);
         check_moe(DTYPE_BF16, 100, 64, 6, 2048, 1408);
     }

@@ -45,6 +45,14 @@ is_emulated(void)
 }
 
 
+/* What takes its time there, or under a sanitizer, is left out. */
+static inline int
+is_small(void)
+{
+    return is_emulated() || getenv("MOE_TEST_SMALL") != NULL;
+}
+
+
 static inline uint32_t
 draw(uint32_t n)
 {

@@ -1,0 +1,545 @@
+/*
+ * kernels.cu - each kernel of the CUDA backend in the shapes of published
+ * models: time, and bytes or FLOPs a second beside what a copy of this device
+ * reaches in the same run.  Calls go through the vtable in steps that repeat,
+ * so that it is graphs that are timed; sets of weights take turns, so that
+ * none is found in L2.
+ *
+ * Prints "bench NAME VALUE UNIT" lines and, with |, the share of the copy.
+ * SECONDS bounds each row (0.2).
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cuda_runtime.h>
+
+extern "C" {
+#include "backend.h"
+}
+
+#define CHECK(call)                                                           \
+    do {                                                                      \
+        cudaError_t check_e = (call);                                         \
+                                                                              \
+        if (check_e != cudaSuccess) {                                         \
+            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call,     \
+                    cudaGetErrorString(check_e));                             \
+            exit(1);                                                          \
+        }                                                                     \
+    } while (0)
+
+/* More than any L2 holds: what is cycled through between two uses. */
+#define CYCLE_BYTES     ((size_t) 512 << 20)
+#define SETS_MAX        64
+#define ROWS_MAX        8192
+
+static struct backend *b;
+static double          seconds = 0.2;
+static double          copy_rate;       /* bytes / s, read and written */
+static float          *noise;           /* (NOISE) on the host */
+
+#define NOISE           ((size_t) 16 * 16384)
+#define OP(name, ...)   b->ops->name(b, __VA_ARGS__)
+
+
+static void *
+take(size_t n_bytes)
+{
+    void *p = b->ops->alloc(b, n_bytes);
+
+    if (p == NULL) {
+        fprintf(stderr, "no %zu bytes of device memory\n", n_bytes);
+        exit(1);
+    }
+
+    return p;
+}
+
+
+static struct tensor
+rows(uint32_t n_rows, uint32_t n)
+{
+    struct tensor t = { (float *) take((size_t) n_rows * n * 4), n };
+
+    for (uint32_t r = 0; r < n_rows; r++) {
+        OP(put, t.data + (size_t) r * n, noise + r % 16, (size_t) n * 4);
+    }
+
+    return t;
+}
+
+
+/* Packs the same 16 rows everywhere: values of random sign and size, which
+ * costs the device the same as other ones. */
+static void
+fill(void *ctx, uint32_t i, int thread)
+{
+    const struct weight *w = (const struct weight *) ctx;
+    uint32_t             tiles = (w->n_out + 15) / 16, row = i % tiles * 16;
+
+    (void) thread;
+    OP(weight_put, w, i / tiles, row, w->n_out - row < 16 ? w->n_out - row
+       : 16, noise + i % 8);
+}
+
+
+static struct weight
+weight(enum dtype dtype, uint32_t n, uint32_t n_out, uint32_t n_in)
+{
+    struct weight w = { NULL, dtype, n, n_out, n_in };
+
+    w.data = take(b->ops->weight_bytes(&w) * n);
+    OP(each, n * ((n_out + 15) / 16), fill, &w);
+
+    return w;
+}
+
+
+static void
+drop(struct weight *w)
+{
+    OP(free, w->data, b->ops->weight_bytes(w) * w->n);
+}
+
+
+/* What is timed: the calls of one step. */
+typedef void (*calls)(void *ctx, uint32_t i_set);
+
+static struct {
+    uint32_t        ids[ROWS_MAX];
+    uint32_t        pos[ROWS_MAX];
+    const uint32_t *pages[ROWS_MAX];
+} tok;
+
+
+static int n_measured;          /* each has graphs of its own */
+
+static void
+step(uint32_t n_tok, uint32_t n_calls, uint32_t n_sets, calls fn, void *ctx)
+{
+    static const uint32_t no_rows[1] = { 0 };
+    struct tensor         none = { NULL, 0 };
+    struct batch          batch = { n_tok, tok.ids, tok.pos, tok.pages,
+                                    n_measured };
+
+    OP(begin, &batch);
+
+    for (uint32_t i = 0; i < n_calls; i++) {
+        fn(ctx, i % n_sets);
+    }
+
+    OP(gather, none, none, no_rows, 0, 0);
+}
+
+
+/* Seconds of one call: the median of rounds of many. */
+static double
+measure(uint32_t n_tok, uint32_t n_sets, calls fn, void *ctx)
+{
+    uint32_t    n_calls = n_sets < 8 ? 8 : n_sets;
+    double      best[64];
+    int         n = 0;
+
+    n_measured++;
+
+    for (double all = 0; n < 64 && (n < 5 || all < seconds); n++) {
+        uint64_t start;
+
+        step(n_tok, n_calls, n_sets, fn, ctx);
+        CHECK(cudaDeviceSynchronize());
+        start = clock_us();
+
+        for (int k = 0; k < 4; k++) {
+            step(n_tok, n_calls, n_sets, fn, ctx);
+        }
+
+        CHECK(cudaDeviceSynchronize());
+        best[n] = (double) (clock_us() - start) / 1e6 / 4 / n_calls;
+        all += best[n] * 4 * n_calls;
+    }
+
+    for (int i = 1; i < n; i++) {
+        for (int k = i; k > 0 && best[k] < best[k - 1]; k--) {
+            double t = best[k];
+
+            best[k] = best[k - 1];
+            best[k - 1] = t;
+        }
+    }
+
+    return best[n / 2];
+}
+
+
+static void
+say(const char *name, double s, double n_bytes, double flops)
+{
+    printf("bench %s.time %.4g us\n", name, s * 1e6);
+
+    if (n_bytes > 0) {
+        printf("bench %s.rate %.4g GB/s\n", name, n_bytes / s / 1e9);
+    }
+
+    printf("| %-34s %9.2f us %8.0f GB/s %5.1f %% of a copy %7.1f TFLOP/s\n",
+           name, s * 1e6, n_bytes / s / 1e9, n_bytes / s / copy_rate * 100,
+           flops / s / 1e12);
+    fflush(stdout);
+}
+
+
+/* Copies 4 GiB: bytes read and written a second. */
+static void
+measure_copy(void)
+{
+    size_t      n = (size_t) 4 << 30;
+    char       *from, *to;
+    cudaEvent_t start, end;
+    float       ms, least = 1e9f;
+
+    CHECK(cudaMalloc((void **) &from, n));
+    CHECK(cudaMalloc((void **) &to, n));
+    CHECK(cudaMemset(from, 0x5a, n));
+    CHECK(cudaEventCreate(&start));
+    CHECK(cudaEventCreate(&end));
+
+    for (int i = 0; i < 10; i++) {
+        CHECK(cudaEventRecord(start));
+        CHECK(cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice));
+        CHECK(cudaEventRecord(end));
+        CHECK(cudaEventSynchronize(end));
+        CHECK(cudaEventElapsedTime(&ms, start, end));
+        least = i != 0 && ms < least ? ms : least;
+    }
+
+    copy_rate = 2.0 * (double) n / (least / 1e3);
+    CHECK(cudaFree(from));
+    CHECK(cudaFree(to));
+    printf("bench cuda.copy %.4g GB/s\n", copy_rate / 1e9);
+}
+
+
+struct linear_bench {
+    struct weight w[SETS_MAX];
+    struct tensor x;
+    struct tensor y;
+    uint32_t      n_rows;
+};
+
+
+static void
+call_linear(void *ctx, uint32_t i)
+{
+    struct linear_bench *l = (struct linear_bench *) ctx;
+
+    OP(linear, l->y, l->x, &l->w[i], l->n_rows, 0);
+}
+
+
+static void
+bench_linear(uint32_t n_out, uint32_t n_in)
+{
+    static const uint32_t n_rows[] = { 1, 2, 8, 64, 256, 2048, 8192 };
+    struct linear_bench   l;
+    struct weight         shape = { NULL, DTYPE_BF16, 1, n_out, n_in };
+    double                n_bytes = (double) b->ops->weight_bytes(&shape);
+    uint32_t              n_sets = (uint32_t) (CYCLE_BYTES / n_bytes) + 1;
+    char                  name[64];
+
+    n_sets = n_sets < SETS_MAX ? n_sets : SETS_MAX;
+    l.x = rows(ROWS_MAX, n_in);
+    l.y = rows(ROWS_MAX, n_out);
+
+    for (uint32_t i = 0; i < n_sets; i++) {
+        l.w[i] = weight(DTYPE_BF16, 1, n_out, n_in);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(n_rows); i++) {
+        l.n_rows = n_rows[i];
+
+        if ((double) n_out * l.n_rows > 3e8) {
+            continue;
+        }
+
+        double s = measure(l.n_rows, n_sets, call_linear, &l);
+
+        snprintf(name, sizeof(name), "cuda.linear_%ux%u.%u", n_out, n_in,
+                 l.n_rows);
+        say(name, s, n_bytes + 4.0 * l.n_rows * ((double) n_in + n_out),
+            2.0 * l.n_rows * n_out * n_in);
+    }
+
+    for (uint32_t i = 0; i < n_sets; i++) {
+        drop(&l.w[i]);
+    }
+
+    OP(free, l.x.data, 0);
+    OP(free, l.y.data, 0);
+}
+
+
+struct moe_bench {
+    struct weight gate[4], up[4], down[4], s_gate[4], s_up[4], s_down[4];
+    struct moe    m;
+    struct tensor s_tmp, s_up_tmp;
+    int           is_shared;
+};
+
+
+static void
+call_moe(void *ctx, uint32_t i)
+{
+    struct moe_bench *k = (struct moe_bench *) ctx;
+    struct moe        m = k->m;
+
+    m.gate = &k->gate[i];
+    m.up = &k->up[i];
+    m.down = &k->down[i];
+    b->ops->moe(b, &m);
+
+    if (k->is_shared) {
+        OP(linear, k->s_tmp, m.x, &k->s_gate[i], m.n_rows, 0);
+        OP(linear, k->s_up_tmp, m.x, &k->s_up[i], m.n_rows, 0);
+        OP(silu_mul, k->s_tmp, k->s_tmp, k->s_up_tmp, m.n_rows,
+           k->s_gate[i].n_out);
+        OP(linear, m.y, k->s_tmp, &k->s_down[i], m.n_rows, 1);
+    }
+}
+
+
+/* Each row to n_active experts, spread evenly: so many are touched. */
+static uint32_t
+deal(uint32_t *ids, uint32_t n_rows, uint32_t n_active, uint32_t n_experts)
+{
+    static uint8_t used[1024];
+    uint32_t       n = 0, x = 12345;
+
+    memset(used, 0, sizeof(used));
+
+    for (uint32_t r = 0; r < n_rows; r++) {
+        for (uint32_t k = 0; k < n_active; k++) {
+            uint32_t e, again;
+
+            do {
+                x = x * 1664525 + 1013904223;
+                e = (x >> 8) % n_experts;
+                again = 0;
+
+                for (uint32_t j = 0; j < k; j++) {
+                    again |= ids[r * n_active + j] == e;
+                }
+            } while (again);
+
+            ids[r * n_active + k] = e;
+            n += !used[e];
+            used[e] = 1;
+        }
+    }
+
+    return n;
+}
+
+
+static void
+bench_moe(const char *what, uint32_t dim, uint32_t width, uint32_t n_experts,
+          uint32_t n_active, uint32_t shared)
+{
+    static const uint32_t n_rows[] = { 1, 2, 4, 8, 64, 256, 2048, 8192 };
+    static struct moe_bench k;
+    uint32_t             *ids, n_sets = n_experts > 64 ? 2 : 3;
+    uint32_t              n_slots = ROWS_MAX * n_active;
+    char                  name[64];
+
+    memset(&k, 0, sizeof(k));
+    ids = (uint32_t *) malloc((size_t) n_slots * 4);
+    k.is_shared = shared != 0;
+    k.m.x = rows(ROWS_MAX, dim);
+    k.m.y = rows(ROWS_MAX, dim);
+    k.m.tmp_gate = rows(n_slots, width);
+    k.m.tmp_up = k.m.tmp_gate;
+    k.m.tmp_down = rows(n_slots, dim);
+    k.m.tmp_order = (uint32_t *) take((2 * (size_t) n_slots + 2 * n_experts
+                                       + 1) * 4);
+    k.m.ids = (uint32_t *) take((size_t) n_slots * 4);
+    k.m.weights = rows(ROWS_MAX, n_active).data;
+    k.m.n_active = n_active;
+
+    if (shared != 0) {
+        k.s_tmp = rows(ROWS_MAX, shared);
+        k.s_up_tmp = rows(ROWS_MAX, shared);
+    }
+
+    for (uint32_t i = 0; i < n_sets; i++) {
+        k.gate[i] = weight(DTYPE_BF16, n_experts, width, dim);
+        k.up[i] = weight(DTYPE_BF16, n_experts, width, dim);
+        k.down[i] = weight(DTYPE_BF16, n_experts, dim, width);
+
+        if (shared != 0) {
+            k.s_gate[i] = weight(DTYPE_BF16, 1, shared, dim);
+            k.s_up[i] = weight(DTYPE_BF16, 1, shared, dim);
+            k.s_down[i] = weight(DTYPE_BF16, 1, dim, shared);
+        }
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(n_rows); i++) {
+        uint32_t n = deal(ids, n_rows[i], n_active, n_experts);
+
+        OP(put, (void *) k.m.ids, ids, (size_t) n_rows[i] * n_active * 4);
+        k.m.n_rows = n_rows[i];
+
+        double s = measure(n_rows[i], n_sets, call_moe, &k);
+        double weights = 6.0 * dim * ((double) width * n + shared);
+
+        snprintf(name, sizeof(name), "cuda.moe_%s.%u", what, n_rows[i]);
+        say(name, s, weights + 8.0 * n_rows[i] * dim,
+            6.0 * n_rows[i] * dim * ((double) width * n_active + shared));
+    }
+
+    free(ids);
+}
+
+
+struct mla_bench {
+    struct mla      a;
+    struct kv_store kv;
+};
+
+
+/* Another layer's keys each time. */
+static void
+call_mla(void *ctx, uint32_t i)
+{
+    struct mla_bench *k = (struct mla_bench *) ctx;
+
+    k->a.layer = i;
+    b->ops->mla(b, &k->a);
+}
+
+
+static void
+fill_keys(struct kv_store *kv)
+{
+    size_t n = (size_t) kv->n_pages * kv->n_layers * BACKEND_PAGE_TOK
+               * kv->row;
+    uint16_t *host = (uint16_t *) malloc(1 << 20);
+
+    for (size_t i = 0; i < 1 << 19; i++) {
+        uint32_t u;
+
+        memcpy(&u, &noise[i % NOISE], 4);
+        host[i] = (uint16_t) (u >> 16);
+    }
+
+    for (size_t at = 0; at < n; at += 1 << 19) {
+        OP(put, (uint16_t *) kv->data + at, host,
+           (n - at < 1 << 19 ? n - at : 1 << 19) * 2);
+    }
+
+    free(host);
+}
+
+
+static void
+bench_mla(uint32_t n_heads, uint32_t n_tok, uint32_t n_ctx)
+{
+    struct mla_bench k;
+    uint32_t         row = 576, per = (n_ctx + 63) / 64;
+    double           n_bytes = 2.0 * row * n_tok * n_ctx;
+    uint32_t         n_layers = (uint32_t) ((double) CYCLE_BYTES / n_bytes);
+    uint32_t        *pages = (uint32_t *) malloc((size_t) n_tok * per * 4);
+    char             name[64];
+
+    n_layers = n_layers < 1 ? 1 : n_layers > 32 ? 32 : n_layers;
+    memset(&k, 0, sizeof(k));
+    k.kv.dtype = DTYPE_BF16;
+    k.kv.n_pages = n_tok * per;
+    k.kv.n_layers = n_layers;
+    k.kv.row = row;
+    k.kv.data = take((size_t) k.kv.n_pages * n_layers * 64 * row * 2);
+    fill_keys(&k.kv);
+
+    for (uint32_t t = 0; t < n_tok; t++) {
+        tok.pos[t] = n_ctx - 1;
+        tok.pages[t] = pages + (size_t) t * per;
+
+        for (uint32_t p = 0; p < per; p++) {
+            pages[t * per + p] = p * n_tok + t;
+        }
+    }
+
+    k.a.y = rows(n_tok, n_heads * row);
+    k.a.q = rows(n_tok, n_heads * row);
+    k.a.kv = &k.kv;
+    k.a.n_heads = n_heads;
+    k.a.n_latent = 512;
+    k.a.scale = 0.07f;
+
+    double s = measure(n_tok, n_layers, call_mla, &k);
+
+    snprintf(name, sizeof(name), "cuda.mla_%u.%ux%u", n_heads, n_tok, n_ctx);
+    say(name, s, n_bytes, 2.0 * n_tok * n_ctx * n_heads * (row + 512.0));
+    OP(free, k.kv.data, 0);
+    OP(free, k.a.y.data, 0);
+    OP(free, k.a.q.data, 0);
+    free(pages);
+
+    for (uint32_t t = 0; t < n_tok; t++) {
+        tok.pos[t] = 0;
+    }
+}
+
+
+int
+main(void)
+{
+    static const uint32_t shapes[][2] = {
+        { 3072, 2048 }, { 576, 2048 }, { 2048, 2048 }, { 10944, 2048 },
+        { 2048, 10944 }, { 102400, 2048 }
+    };
+    static const uint32_t contexts[][2] = {
+        { 1, 1024 }, { 1, 8192 }, { 1, 32768 }, { 8, 8192 }, { 64, 1024 },
+        { 64, 8192 }, { 256, 1024 }
+    };
+    static const uint32_t page0[ROWS_MAX / 64] = { 0 };
+    struct err            e;
+
+    if (getenv("SECONDS") != NULL) {
+        seconds = strtod(getenv("SECONDS"), NULL);
+    }
+
+    b = backend_open("cuda", 0, &e);
+
+    if (b == NULL) {
+        printf("SKIP: %s\n", e.text);
+        return 0;
+    }
+
+    noise = (float *) malloc((NOISE + 64) * sizeof(float));
+
+    for (uint32_t i = 0, x = 1; i < NOISE + 64; i++) {
+        x = x * 1664525 + 1013904223;
+        noise[i] = ((float) (x >> 8) / (1 << 23) - 1) * 0.05f;
+    }
+
+    for (uint32_t t = 0; t < ROWS_MAX; t++) {
+        tok.pages[t] = page0;
+    }
+
+    printf("| %s\n", b->kernels);
+    measure_copy();
+
+    for (size_t i = 0; i < BASE_COUNT(shapes); i++) {
+        bench_linear(shapes[i][0], shapes[i][1]);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(contexts); i++) {
+        bench_mla(16, contexts[i][0], contexts[i][1]);
+        bench_mla(128, contexts[i][0], contexts[i][1]);
+    }
+
+    bench_moe("v2_lite", 2048, 1408, 64, 6, 2816);
+    bench_moe("qwen3_30b", 2048, 768, 128, 8, 0);
+
+    return 0;
+}

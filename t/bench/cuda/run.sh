@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Everything that a machine with a GPU can say, in one call and within limits:
+# tests, sanitizers, kernels, models, peers.
+#
+#   t/bench/cuda/run.sh BUILD [PHASE ..]    check sanitize kernels models peers
+#
+# `make bench-cuda` builds what it runs; that may be done on another machine.
+#
+# Full output goes to BUILD/cuda/*.log, or where OUT says; the table comes last.
+# CHECK_S and so on bound each phase in seconds.
+set -u
+cd "$(dirname "$0")/../../.."
+build=$1
+shift
+phases=${*:-check kernels models peers sanitize}
+out=${OUT:-$build/cuda}
+mkdir -p "$out"
+: > "$out/bench.log"
+
+say() {
+    printf '== %s\n' "$*"
+}
+
+limited() {
+    timeout -k 5 "$1" "${@:2}"
+    case $? in
+        0) ;;
+        124 | 137) say "stopped after $1 s" ;;
+        *) say "failed, status $?" ;;
+    esac
+}
+
+check() {
+    for t in ops model; do
+        limited "${CHECK_S:-120}" "$build/t/cuda/$t.gpu" > "$out/$t.log" 2>&1
+        grep -E '^not ok|^ERROR|^# (not )?ok|SKIP|stopped|failed' "$out/$t.log"
+    done
+}
+
+sanitize() {
+    for tool in memcheck racecheck initcheck synccheck; do
+        MOE_TEST_SMALL=1 limited "${SANITIZE_S:-60}" compute-sanitizer \
+            --tool $tool --error-exitcode 3 "$build/t/cuda/ops.gpu" \
+            > "$out/$tool.log" 2>&1
+        say "$tool: $(grep -E 'SUMMARY|ERROR: ' "$out/$tool.log" | tail -1)"
+    done
+}
+
+kernels() {
+    limited "${KERNELS_S:-150}" "$build/t/bench/cuda/kernels" \
+        > "$out/kernels.log" 2>&1
+    cat "$out/kernels.log" >> "$out/bench.log"
+}
+
+models() {
+    COPY_GB_S=${COPY_GB_S:-$(awk '$2 == "cuda.copy" { print $3 }' \
+        "$out/bench.log")}
+    export COPY_GB_S
+    limited "${MODELS_S:-240}" "$build/t/bench/cuda/model" \
+        > "$out/models.log" 2>&1
+    cat "$out/models.log" >> "$out/bench.log"
+}
+
+peers() {
+    command -v python3 > /dev/null && python3 -c 'import torch' 2> /dev/null \
+        || { say 'no PyTorch: no peers'; return; }
+    for what in ceiling t/data/configs/deepseek-v2-lite; do
+        limited "${PEERS_S:-120}" python3 t/bench/cuda/peer.py $what \
+            > "$out/peer.log" 2>&1
+        grep ^bench "$out/peer.log" >> "$out/bench.log" \
+            || tail -3 "$out/peer.log"
+    done
+}
+
+printf '%s, commit %s\n' "$(date -u +%F)" \
+    "$(git rev-parse --short HEAD 2> /dev/null || echo none)"
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem \
+    --format=csv,noheader 2> /dev/null || say 'no nvidia-smi'
+
+for phase in $phases; do
+    say "$phase"
+    $phase
+done
+
+grep '^|' "$out/bench.log" | cut -c3-
+grep -E '^bench cuda\.(copy|product|.*transformers)' "$out/bench.log"
+exit 0
