@@ -49,6 +49,10 @@ cuda_weight_bytes(const struct weight *w)
 {
     size_t n = cuda_div_up(w->n_out, stripe_rows(w)) * stripe_bytes(w);
 
+    if (dtype_is_quant(w->dtype)) {
+        return 0;
+    }
+
     return (n + 63) / 64 * 64;
 }
 

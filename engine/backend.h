@@ -25,8 +25,17 @@
 
 enum dtype {
     DTYPE_F32 = 0,
-    DTYPE_BF16 = 1
+    DTYPE_BF16 = 1,
+    /* Of weights alone: a scale and a few bits an element. */
+    DTYPE_INT8 = 2,
+    DTYPE_INT4 = 3
 };
+
+static inline int
+dtype_is_quant(enum dtype t)
+{
+    return t == DTYPE_INT8 || t == DTYPE_INT4;
+}
 
 static inline size_t
 dtype_bytes(enum dtype t)
@@ -193,7 +202,8 @@ struct backend_ops {
     void     (*put)(struct backend *b, void *to, const void *from, size_t n);
     void     (*get)(struct backend *b, void *to, const void *from, size_t n);
 
-    /* Bytes of one matrix of w, a multiple of 64. */
+    /* Bytes of one matrix of w, a multiple of 64; 0: this backend does not
+     * have that dtype. */
     size_t   (*weight_bytes)(const struct weight *w);
     /* Rounds and stores rows [row, row + n_rows) of matrix i; row and n_rows
      * are multiples of 16 save at the matrix's end.  Of other rows other
@@ -260,8 +270,8 @@ struct backend {
 };
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",
- * "cpu:avx512", "cpu:avx512bf16"; "cuda"; "auto": cuda where there is one,
- * else cpu.  n_threads 0 = one per core.  NULL: e. */
+ * "cpu:avx512", "cpu:avx512vnni", "cpu:avx512bf16"; "cuda"; "auto": cuda where
+ * there is one, else cpu.  n_threads 0 = one per core.  NULL: e. */
 struct backend *backend_open(const char *name, int n_threads, struct err *e);
 
 /* What backend_open() chooses among: cpu/cpu.c, and cuda/backend.cu if it was

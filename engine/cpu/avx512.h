@@ -11,4 +11,8 @@
 void bf16_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                  uint32_t row0, uint32_t row1);
 
+/* For weights of 8 and 4 bits: x is rounded to 8 bits. */
+void vnni_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
+                 uint32_t row0, uint32_t row1);
+
 #endif /* MOE_CPU_AVX512_H */

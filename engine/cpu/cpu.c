@@ -138,7 +138,10 @@ op_weight_put(struct backend *b, const struct weight *w, uint32_t i,
         size_t       lane = (row + r) % TILE;
         const float *x = rows + (size_t) r * w->n_in;
 
-        if (w->dtype == DTYPE_F32) {
+        if (dtype_is_quant(w->dtype)) {
+            quant_put(tile, w->dtype, (uint32_t) lane, x, w->n_in);
+
+        } else if (w->dtype == DTYPE_F32) {
             float *to = (float *) (void *) tile + lane;
 
             for (size_t i_in = 0; i_in < w->n_in; i_in++) {
@@ -545,9 +548,16 @@ has_avx512(void)
 
 
 static int
+has_avx512vnni(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
+
+static int
 has_avx512bf16(void)
 {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+    return has_avx512vnni() && __builtin_cpu_supports("avx512bf16");
 }
 
 
@@ -564,6 +574,7 @@ static const struct {
     int                 (*runs_here)(void);
 } choices[] = {
     { &kernels_avx512bf16, has_avx512bf16 },
+    { &kernels_avx512vnni, has_avx512vnni },
     { &kernels_avx512, has_avx512 },
     { &kernels_avx2, has_avx2 },
     { &kernels_ref, has_all }
@@ -592,8 +603,8 @@ kernels_choose(const char *name, struct err *e)
         }
     }
 
-    err_set(e, "backend \"%s\": expected cpu, cpu:avx512bf16, cpu:avx512, "
-            "cpu:avx2 or cpu:ref", name);
+    err_set(e, "backend \"%s\": expected cpu, cpu:avx512bf16, "
+            "cpu:avx512vnni, cpu:avx512, cpu:avx2 or cpu:ref", name);
     return NULL;
 }
 

@@ -9,6 +9,7 @@
  * A matrix is stored in tiles of 16 rows:
  *   bf16   ((tile), ceil(n_in / 2), 16, 2)   the pair of columns 2k, 2k + 1
  *   f32    ((tile), n_in, 16)
+ *   int8, int4: quant.h
  * so that a vector holds one column of 16 outputs, whose sums then need no
  * adding across lanes, and bf16 is what the dot-product instructions take.
  * Rows beyond n_out and an odd last column are 0.
@@ -19,6 +20,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "cpu/quant.h"
 #include "cpu/threads.h"
 
 #define TILE            16
@@ -57,6 +59,7 @@ struct kernels {
 extern const struct kernels kernels_ref;
 extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_avx512;
+extern const struct kernels kernels_avx512vnni;
 extern const struct kernels kernels_avx512bf16;
 
 struct cpu {
@@ -82,8 +85,9 @@ n_tiles(uint32_t n_out)
 static inline size_t
 tile_bytes(enum dtype t, uint32_t n_in)
 {
-    return t == DTYPE_F32 ? (size_t) n_in * TILE * 4
-                          : ((size_t) n_in + 1) / 2 * TILE * 4;
+    return dtype_is_quant(t) ? quant_runs(n_in) * quant_run_bytes(t)
+           : t == DTYPE_F32 ? (size_t) n_in * TILE * 4
+                            : ((size_t) n_in + 1) / 2 * TILE * 4;
 }
 
 static inline float
@@ -118,6 +122,10 @@ tile_get(const uint8_t *w, enum dtype t, uint32_t n_in, uint32_t row,
          uint32_t col)
 {
     const uint8_t *tile = w + row / TILE * tile_bytes(t, n_in);
+
+    if (dtype_is_quant(t)) {
+        return quant_get(tile, t, row % TILE, col);
+    }
 
     if (t == DTYPE_F32) {
         float f;

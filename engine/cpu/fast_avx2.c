@@ -5,10 +5,20 @@
 #include "cpu/vec_avx2.h"
 
 #include "cpu/fast_linear.h"
+#include "cpu/fast_quant.h"
 #include "cpu/fast_rows.h"
 #include "cpu/fast_mla.h"
 
 
+static void
+linear(const struct linear *a, uint32_t tile0, uint32_t tile1, uint32_t row0,
+       uint32_t row1)
+{
+    (dtype_is_quant(a->dtype) ? fast_quant : fast_linear)(a, tile0, tile1,
+                                                          row0, row1);
+}
+
+
 const struct kernels VEC_KERNELS = {
-    VEC_NAME, fast_linear, fast_mla, fast_rmsnorm, fast_silu_mul
+    VEC_NAME, linear, fast_mla, fast_rmsnorm, fast_silu_mul
 };

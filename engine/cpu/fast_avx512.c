@@ -6,6 +6,7 @@
 
 #include "cpu/avx512.h"
 #include "cpu/fast_linear.h"
+#include "cpu/fast_quant.h"
 #include "cpu/fast_rows.h"
 #include "cpu/fast_mla.h"
 
@@ -14,19 +15,37 @@ static void
 linear(const struct linear *a, uint32_t tile0, uint32_t tile1, uint32_t row0,
        uint32_t row1)
 {
-    if (a->dtype == DTYPE_BF16) {
-        bf16_linear(a, tile0, tile1, row0, row1);
+    (dtype_is_quant(a->dtype) ? fast_quant : fast_linear)(a, tile0, tile1,
+                                                          row0, row1);
+}
 
-    } else {
-        fast_linear(a, tile0, tile1, row0, row1);
-    }
+
+static void
+linear_vnni(const struct linear *a, uint32_t tile0, uint32_t tile1,
+            uint32_t row0, uint32_t row1)
+{
+    (dtype_is_quant(a->dtype) ? vnni_linear : fast_linear)(a, tile0, tile1,
+                                                           row0, row1);
+}
+
+
+static void
+linear_bf16(const struct linear *a, uint32_t tile0, uint32_t tile1,
+            uint32_t row0, uint32_t row1)
+{
+    (a->dtype == DTYPE_BF16 ? bf16_linear : linear_vnni)(a, tile0, tile1,
+                                                         row0, row1);
 }
 
 
 const struct kernels VEC_KERNELS = {
-    VEC_NAME, fast_linear, fast_mla, fast_rmsnorm, fast_silu_mul
+    VEC_NAME, linear, fast_mla, fast_rmsnorm, fast_silu_mul
+};
+
+const struct kernels kernels_avx512vnni = {
+    "avx512vnni", linear_vnni, fast_mla, fast_rmsnorm, fast_silu_mul
 };
 
 const struct kernels kernels_avx512bf16 = {
-    "avx512bf16", linear, fast_mla, fast_rmsnorm, fast_silu_mul
+    "avx512bf16", linear_bf16, fast_mla, fast_rmsnorm, fast_silu_mul
 };

@@ -170,6 +170,8 @@ main(void)
     line("machine.int8", int8 / 1e9, "GOP/s");
     bench_product(b, DTYPE_F32, "f32", read, f32);
     bench_product(b, DTYPE_BF16, "bf16", read, bf16 > 0 ? bf16 : f32);
+    bench_product(b, DTYPE_INT8, "int8", read, int8 > 0 ? int8 : f32);
+    bench_product(b, DTYPE_INT4, "int4", read, int8 > 0 ? int8 : f32);
 
     probe_close(&probe);
     pool_free(pool);

@@ -23,6 +23,16 @@ static const struct {
     { "cpu:avx2", "avx2_bf16", DTYPE_BF16, 1e-5 },
     { "cpu:avx512", "avx512_f32", DTYPE_F32, 1e-5 },
     { "cpu:avx512", "avx512_bf16", DTYPE_BF16, 1e-5 },
+    { "cpu:avx2", "avx2_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx2", "avx2_int4", DTYPE_INT4, 1e-5 },
+    { "cpu:avx512", "avx512_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx512", "avx512_int4", DTYPE_INT4, 1e-5 },
+    { "cpu:avx512vnni", "avx512vnni_f32", DTYPE_F32, 1e-5 },
+    { "cpu:avx512vnni", "avx512vnni_bf16", DTYPE_BF16, 1e-5 },
+    { "cpu:avx512vnni", "avx512vnni_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx512vnni", "avx512vnni_int4", DTYPE_INT4, 1e-5 },
+    { "cpu:avx512bf16", "avx512bf16_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx512bf16", "avx512bf16_int4", DTYPE_INT4, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_f32", DTYPE_F32, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_bf16", DTYPE_BF16, 1e-5 }
 };
@@ -62,6 +72,28 @@ run(struct backend *b, const struct weight *w, float *y, const float *x,
 }
 
 
+/* What 8 bits a run of 64 hold exactly, as 16 bits hold what fill() makes:
+ * whole numbers up to 127, of which one is 127, times a power of two. */
+static void
+fill_bytes(float *x, uint32_t n_in, enum kind kind)
+{
+    for (uint32_t i = 0; i < ROWS_MAX * n_in; i++) {
+        uint32_t col = i % n_in, run = col / 64;
+        float    v = col % 64 == 0 ? 127 : rintf(uniform() * 127);
+
+        switch (kind) {
+        case KIND_OUTLIERS: v *= run % 2 ? 1024 : 1; break;
+        case KIND_CANCEL:   v *= col % 2 ? -1 : 1; break;
+        case KIND_TINY:     v *= 0x1p-100f; break;
+        case KIND_ZEROS:    v *= run % 2 ? 1 : 0; break;
+        default:            break;
+        }
+
+        x[i] = v;
+    }
+}
+
+
 static void
 shape_make(struct shape *s, struct backend *ref, enum dtype dtype,
            enum kind kind, uint32_t n_out, uint32_t n_in)
@@ -72,7 +104,14 @@ shape_make(struct shape *s, struct backend *ref, enum dtype dtype,
     s->n_out = n_out;
     s->n_in = n_in;
     fill(s->w, n_w, KIND_PLAIN);
-    fill(s->x, n_x, kind);
+
+    if (dtype_is_quant(dtype)) {
+        fill_bytes(s->x, n_in, kind);
+
+    } else {
+        fill(s->x, n_x, kind);
+    }
+
     fill(s->y, (size_t) ROWS_MAX * n_out, KIND_PLAIN);
     absolute(abs_w, s->w, n_w);
     absolute(abs_x, s->x, n_x);

@@ -184,6 +184,8 @@ test_best(void **state)
     (void) state;
     check("cpu", DTYPE_F32);
     check("cpu", DTYPE_BF16);
+    check("cpu", DTYPE_INT8);
+    check("cpu", DTYPE_INT4);
 }
 
 

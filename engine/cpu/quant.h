@@ -1,0 +1,45 @@
+/*
+ * quant.h - weights of 8 and of 4 bits.  In: FP32 rows.  Out: tiles of 16 rows
+ * in runs of QUANT_RUN columns, the last one filled up with zeros:
+ *
+ *   int8   16 FP32 scales, then (64 / 4, 16, 4) bytes q;  w = (q - 128) * scale
+ *   int4   (2, 16) BF16 scales, then (2, 4, 16, 4) bytes: 2 groups of 32
+ *          columns, of 8 columns each a vector; the low half of byte b is
+ *          column b, the high half column b + 4;  w = (q - 8) * scale
+ *
+ * so that a vector has four columns of 16 outputs, which is what VPDPBUSD adds
+ * up.  q has no sign, since the instruction wants one factor without.
+ */
+#ifndef MOE_CPU_QUANT_H
+#define MOE_CPU_QUANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "backend.h"
+
+#define QUANT_RUN           64
+#define QUANT_INT8_BYTES    (16 * 4 + 64 * 16)      /* of a run of a tile */
+#define QUANT_INT4_BYTES    (16 * 4 + 32 * 16)
+
+static inline uint32_t
+quant_runs(uint32_t n_in)
+{
+    return (n_in + QUANT_RUN - 1) / QUANT_RUN;
+}
+
+static inline size_t
+quant_run_bytes(enum dtype t)
+{
+    return t == DTYPE_INT8 ? QUANT_INT8_BYTES : QUANT_INT4_BYTES;
+}
+
+/* One row into lane `lane` of a tile. */
+void quant_put(uint8_t *tile, enum dtype t, uint32_t lane, const float *row,
+               uint32_t n_in);
+
+/* The value of an element of a tile. */
+float quant_get(const uint8_t *tile, enum dtype t, uint32_t lane,
+                uint32_t col);
+
+#endif /* MOE_CPU_QUANT_H */
