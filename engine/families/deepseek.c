@@ -102,7 +102,7 @@ static const struct key keys_v3[] = {
 #define ALONE       NULL, NULL, NULL
 
 static const struct tensor_spec tensors[] = {
-    { "model.embed_tokens.weight", "(vocab, dim)", TENSOR_MATRIX,
+    { "model.embed_tokens.weight", "(vocab, dim)", TENSOR_EMBED,
       GLOBAL(embed), 0, ALONE },
     { "lm_head.weight", "(vocab, dim)", TENSOR_MATRIX,
       GLOBAL(head), 0, ALONE },
@@ -130,11 +130,11 @@ static const struct tensor_spec tensors[] = {
     { L "post_attention_layernorm.weight", "(dim)", TENSOR_VECTOR,
       LAYER(norm_mlp), 0, ALONE },
 
-    { L "mlp.gate_proj.weight", "(width, dim)", TENSOR_MATRIX,
+    { L "mlp.gate_proj.weight", "(width, dim)", TENSOR_MLP,
       LAYER(gate), WHEN_DENSE, ALONE },
-    { L "mlp.up_proj.weight", "(width, dim)", TENSOR_MATRIX,
+    { L "mlp.up_proj.weight", "(width, dim)", TENSOR_MLP,
       LAYER(up), WHEN_DENSE, ALONE },
-    { L "mlp.down_proj.weight", "(dim, width)", TENSOR_MATRIX,
+    { L "mlp.down_proj.weight", "(dim, width)", TENSOR_MLP,
       LAYER(down), WHEN_DENSE, ALONE },
 
     { L "mlp.gate.weight", "(n_experts, dim)", TENSOR_MATRIX_F32,
@@ -142,11 +142,11 @@ static const struct tensor_spec tensors[] = {
     { L "mlp.gate.e_score_correction_bias", "(n_experts)", TENSOR_VECTOR,
       LAYER(bias), WHEN_MOE | WHEN_BIAS, ALONE },
     { L "mlp.shared_experts.gate_proj.weight", "(shared_width, dim)",
-      TENSOR_MATRIX, LAYER(gate), WHEN_MOE | WHEN_SHARED, ALONE },
+      TENSOR_MLP, LAYER(gate), WHEN_MOE | WHEN_SHARED, ALONE },
     { L "mlp.shared_experts.up_proj.weight", "(shared_width, dim)",
-      TENSOR_MATRIX, LAYER(up), WHEN_MOE | WHEN_SHARED, ALONE },
+      TENSOR_MLP, LAYER(up), WHEN_MOE | WHEN_SHARED, ALONE },
     { L "mlp.shared_experts.down_proj.weight", "(dim, shared_width)",
-      TENSOR_MATRIX, LAYER(down), WHEN_MOE | WHEN_SHARED, ALONE },
+      TENSOR_MLP, LAYER(down), WHEN_MOE | WHEN_SHARED, ALONE },
 
     /* Fused in transformers v5: an expert's gate rows, then its up rows. */
     { L "mlp.experts.%e.gate_proj.weight", "(moe_width, dim)", TENSOR_EXPERTS,

@@ -139,6 +139,8 @@ struct globals {
 enum tensor_kind {
     TENSOR_MATRIX,              /* struct weight, in the asked-for dtype */
     TENSOR_MATRIX_F32,          /* struct weight, always FP32 */
+    TENSOR_EMBED,               /* struct weight, of which rows are looked up */
+    TENSOR_MLP,                 /* struct weight; stands the fewest bits */
     TENSOR_VECTOR,              /* float * */
     TENSOR_EXPERTS,             /* struct weight: "%e" in the name */
     TENSOR_KV_B                 /* w_uk and w_uv, cut out of one tensor */

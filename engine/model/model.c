@@ -349,7 +349,7 @@ make_memory(struct model *m, struct err *e)
 
 
 static void
-write_plan(struct model *m)
+write_plan(struct model *m, const char *quant)
 {
     struct model_info *info = &m->info;
 
@@ -361,8 +361,7 @@ write_plan(struct model *m)
     snprintf(info->plan, sizeof(info->plan),
              "%s, %u layers, %s: %.1f MiB of weights (%.1f read for a token), "
              "%.1f MiB of keys (%u pages of %d tokens), %.1f MiB of buffers; "
-             "%s %s", info->family, info->n_layers,
-             m->kv.dtype == DTYPE_F32 ? "f32" : "bf16",
+             "%s %s", info->family, info->n_layers, quant,
              (double) m->w.n_bytes / 1048576,
              (double) m->w.n_active_bytes / 1048576,
              (double) m->kv_bytes / 1048576, m->kv.n_pages, MODEL_PAGE_TOK,
@@ -371,31 +370,41 @@ write_plan(struct model *m)
 }
 
 
+static const struct {
+    const char *name;
+    enum dtype  dtype;
+} quants[] = {
+    { "bf16", DTYPE_BF16 },
+    { "f32", DTYPE_F32 },
+    { "int8", DTYPE_INT8 },
+    { "int4", DTYPE_INT4 }
+};
+
+
 static int
 parse_quant(const char *s, enum dtype *t, struct err *e)
 {
-    if (s == NULL || strcmp(s, "bf16") == 0) {
-        *t = DTYPE_BF16;
-        return 0;
+    for (size_t i = 0; i < BASE_COUNT(quants); i++) {
+        if (strcmp(s, quants[i].name) == 0) {
+            *t = quants[i].dtype;
+            return 0;
+        }
     }
 
-    if (strcmp(s, "f32") == 0) {
-        *t = DTYPE_F32;
-        return 0;
-    }
-
-    return err_set(e, "quant: expected f32 or bf16, got \"%.32s\"", s);
+    return err_set(e, "quant: expected f32, bf16, int8 or int4, got \"%.32s\"",
+                   s);
 }
 
 
 static int
 load(struct model *m, const struct model_options *o, struct err *e)
 {
+    const char           *quant = o->quant ? o->quant : quants[0].name;
     struct weights_source src = {
         o->dir, o->random_seed, DTYPE_BF16, o->progress, o->progress_ctx
     };
 
-    if (parse_quant(o->quant, &src.dtype, e) != 0
+    if (parse_quant(quant, &src.dtype, e) != 0
         || config_load(o->dir, &m->c, &m->f, e) != 0
         || read_info(m, o->dir, e) != 0)
     {
@@ -414,14 +423,14 @@ load(struct model *m, const struct model_options *o, struct err *e)
         return -1;
     }
 
-    m->kv.dtype = src.dtype;
+    m->kv.dtype = src.dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16;
 
     int rc = plan_kv(m, o, e) == 0 && plan_buffers(m, e) == 0
              && check_room(m, e) == 0 && make_memory(m, e) == 0
              ? weights_load(l, e) : -1;
 
     weights_loader_free(l);
-    write_plan(m);
+    write_plan(m, quant);
 
     return rc;
 }

@@ -27,7 +27,7 @@ struct model;
 struct model_options {
     const char *dir;
     const char *backend;        /* "cpu"; NULL = that */
-    const char *quant;          /* "f32" or "bf16"; NULL = "bf16" */
+    const char *quant;          /* bf16 (NULL), f32, int8, int4 */
     int         n_threads;      /* 0 = one per core */
     int         max_batch_tok;  /* tokens of one forward call, in all */
     int         max_batch_rows; /* rows of logits of one forward call */

@@ -368,6 +368,43 @@ align(size_t n)
 }
 
 
+/*
+ * With few bits asked for, each kind of matrix gets what it stands.  Experts
+ * and MLPs are most of the bytes and stand four bits; what all tokens share,
+ * the projections of attention and the head, gets eight; the parts of kv_b,
+ * which work on the latent itself and are small, stay BF16, and so does an
+ * embedding of which a token reads one row.
+ */
+static enum dtype
+choose_dtype(const struct weights_loader *l, const struct item *it)
+{
+    enum dtype asked = l->src.dtype;
+
+    if (it->spec->kind == TENSOR_MATRIX_F32) {
+        return DTYPE_F32;
+    }
+
+    if (!dtype_is_quant(asked)) {
+        return asked;
+    }
+
+    switch (it->spec->kind) {
+    case TENSOR_KV_B:
+        return DTYPE_BF16;
+
+    case TENSOR_EMBED:
+        return l->head_is_embed ? DTYPE_INT8 : DTYPE_BF16;
+
+    case TENSOR_EXPERTS:
+    case TENSOR_MLP:
+        return asked;
+
+    default:
+        return DTYPE_INT8;
+    }
+}
+
+
 /* Gives a struct weight its shape and bytes; adds them to the item's. */
 static int
 plan_weight(struct weights_loader *l, struct item *it, struct weight *w,
@@ -375,12 +412,20 @@ plan_weight(struct weights_loader *l, struct item *it, struct weight *w,
 {
     size_t all;
 
-    w->dtype = it->spec->kind == TENSOR_MATRIX_F32 ? DTYPE_F32 : l->src.dtype;
+    w->dtype = choose_dtype(l, it);
     w->n = n;
     w->n_out = n_out;
     w->n_in = n_in;
 
-    if (size_mul(l->b->ops->weight_bytes(w), n, &all) != 0
+    size_t one = l->b->ops->weight_bytes(w);
+
+    if (one == 0) {
+        return err_set(e, "%s: backend %s has no weights of %d bits",
+                       it->spec->name, l->b->name,
+                       w->dtype == DTYPE_INT8 ? 8 : 4);
+    }
+
+    if (size_mul(one, n, &all) != 0
         || size_add(it->n_bytes, align(all), &it->n_bytes) != 0)
     {
         return err_set(e, "%s: too large", it->spec->name);
@@ -469,16 +514,15 @@ plan_items(struct weights_loader *l, struct err *e)
     const struct config *c = l->c;
 
     for (size_t i = 0; i < l->f->n_tensors; i++) {
+        l->head_is_embed |= is_tied(l, &l->f->tensors[i]);
+    }
+
+    for (size_t i = 0; i < l->f->n_tensors; i++) {
         const struct tensor_spec *spec = &l->f->tensors[i];
 
-        if (spec->place != TENSOR_GLOBAL) {
-            continue;
-        }
-
-        if (is_tied(l, spec)) {
-            l->head_is_embed = 1;
-
-        } else if (plan_item(l, spec, 0, e) != 0) {
+        if (spec->place == TENSOR_GLOBAL && !is_tied(l, spec)
+            && plan_item(l, spec, 0, e) != 0)
+        {
             return -1;
         }
     }
