@@ -259,6 +259,10 @@ ngx_http_moe_body_handler(ngx_http_request_t *r)
     }
 
     if (rc == NGX_OK) {
+        rc = ngx_http_moe_limit_begin(ctx);
+    }
+
+    if (rc == NGX_OK) {
         rc = ngx_http_moe_stream_init(ctx);
     }
 

@@ -138,6 +138,10 @@ ngx_http_moe_headers(ngx_http_request_t *r)
         return NGX_ERROR;
     }
 
+    if (ctx && ngx_http_moe_limit_headers(ctx) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
     if (mlcf->cors == NULL) {
         return NGX_OK;
     }

@@ -4,6 +4,8 @@
  *      moe_engine NAME { socket unix:/path; ... }      http
  *      moe_pass NAME;                                  location
  *      moe_health NAME;                                location
+ *      moe_token_zone KEY zone=NAME:SIZE;              http
+ *      moe_limit_tokens zone=NAME ...;                 http, server, location
  *      moe_status prometheus;                          location
  *      moe_header_delay TIME;                          http, server, location
  *      moe_cors on | off | ORIGIN ...;                 http, server, location
@@ -104,6 +106,20 @@ static ngx_command_t  ngx_http_moe_commands[] = {
       ngx_http_moe_pass,
       NGX_HTTP_LOC_CONF_OFFSET,
       1,
+      NULL },
+
+    { ngx_string("moe_token_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE2,
+      ngx_http_moe_token_zone,
+      0,
+      0,
+      NULL },
+
+    { ngx_string("moe_limit_tokens"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_moe_limit_tokens_conf,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
       NULL },
 
     { ngx_string("moe_status"),
@@ -568,6 +584,7 @@ ngx_http_moe_create_loc_conf(ngx_conf_t *cf)
 
     mlcf->header_delay = NGX_CONF_UNSET_MSEC;
     mlcf->cors = NGX_CONF_UNSET_PTR;
+    mlcf->limits = NGX_CONF_UNSET_PTR;
 
     return mlcf;
 }
@@ -585,6 +602,7 @@ ngx_http_moe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     ngx_conf_merge_msec_value(conf->header_delay, prev->header_delay, 5000);
     ngx_conf_merge_ptr_value(conf->cors, prev->cors, NULL);
+    ngx_conf_merge_ptr_value(conf->limits, prev->limits, NULL);
 
     if (conf->name.data == NULL) {
 

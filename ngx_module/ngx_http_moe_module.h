@@ -148,6 +148,7 @@ typedef struct {
     ngx_http_moe_engine_t     *engine;          /* NULL: not ours */
     ngx_msec_t                 header_delay;    /* until it is committed */
     ngx_array_t               *cors;            /* origins; NULL: off */
+    ngx_array_t               *limits;          /* see limit.c; NULL: none */
 } ngx_http_moe_loc_conf_t;
 
 
@@ -343,6 +344,9 @@ struct ngx_http_moe_ctx_s {
     uint32_t                   n_cells;         /* whose bytes have not left */
     ngx_uint_t                 n_tok_unsent;    /* tokens in them */
 
+    ngx_array_t               *limits;          /* see limit.c; NULL: none */
+    ngx_str_t                 *keys;            /* whom they charge */
+
     uint64_t                   tried;           /* peers that refused it */
     ngx_uint_t                 n_losses;        /* without a token between */
 
@@ -378,6 +382,7 @@ struct ngx_http_moe_ctx_s {
     unsigned                   closed:1;        /* detached for good */
     unsigned                   keepalive:1;     /* what the client asked */
     unsigned                   page_sent:1;
+    unsigned                   budget:1;        /* ended by a limit */
 };
 
 
@@ -498,6 +503,15 @@ uint64_t ngx_http_moe_health_word(ngx_http_moe_engine_t *engine,
     size_t offset);
 ngx_int_t ngx_http_moe_text_send(ngx_http_request_t *r, ngx_uint_t status,
     const char *type, ngx_http_moe_text_t *text);
+
+/* limit.c */
+ngx_int_t ngx_http_moe_limit_begin(ngx_http_moe_ctx_t *ctx);
+ngx_int_t ngx_http_moe_limit_prompt(ngx_http_moe_ctx_t *ctx);
+ngx_int_t ngx_http_moe_limit_tokens(ngx_http_moe_ctx_t *ctx, ngx_uint_t n);
+ngx_int_t ngx_http_moe_limit_headers(ngx_http_moe_ctx_t *ctx);
+char *ngx_http_moe_token_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_moe_limit_tokens_conf(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 
 /* metrics.c */
 ngx_int_t ngx_http_moe_metrics_init(ngx_conf_t *cf);

@@ -17,6 +17,7 @@
 
 
 static void ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_stream_budget(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_user_timeout(ngx_connection_t *c,
     ngx_msec_t timeout);
@@ -177,6 +178,11 @@ ngx_http_moe_stream_start(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_metrics_add(ctx->engine, n_cached, start->n_cached_tok);
     ngx_http_moe_metrics_observe(&ctx->engine->stat->queued,
                                  (ngx_msec_t) (start->queue_us / 1000));
+
+    if (ngx_http_moe_limit_prompt(ctx) != NGX_OK) {
+        ngx_http_moe_stream_error(ctx);
+        ngx_http_moe_slot_leave(ctx);
+    }
 }
 
 
@@ -242,7 +248,40 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
                                   "The answer is too large.");
         ngx_http_moe_stream_error(ctx);
         ngx_http_moe_slot_leave(ctx);
+        return;
     }
+
+    if (ngx_http_moe_limit_tokens(ctx, delta->n_tok) != NGX_OK) {
+        ngx_http_moe_stream_budget(ctx);
+    }
+}
+
+
+/* The budget is used up: the answer ends here, as by max_tokens. */
+
+static void
+ngx_http_moe_stream_budget(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_uint_t        i;
+    struct abi_usage  usage;
+
+    for (i = 0; i < ctx->params.abi.n_choices; i++) {
+        if (ctx->choices[i].reason == 0) {
+            ngx_http_moe_stream_finish(ctx, i, ABI_LENGTH);
+        }
+    }
+
+    ngx_memzero(&usage, sizeof(struct abi_usage));
+    usage.n_prompt_tok = (uint32_t) ctx->n_prompt;
+    usage.n_cached_tok = (uint32_t) ctx->n_cached;
+    usage.n_output_tok = (uint32_t) ctx->n_output;
+    usage.n_reasoning_tok = (uint32_t) ctx->n_reasoning;
+    usage.queue_us = ctx->queue_us;
+
+    ctx->budget = 1;
+
+    ngx_http_moe_stream_done(ctx, &usage);
+    ngx_http_moe_slot_leave(ctx);
 }
 
 

@@ -222,6 +222,10 @@ ngx_http_moe_variable_reason(ngx_http_moe_ctx_t *ctx)
     switch (ctx->end) {
 
     case NGX_HTTP_MOE_DONE:
+        if (ctx->budget) {
+            return "budget";
+        }
+
         return (ctx->choices[0].reason == ABI_LENGTH) ? "length" : "stop";
 
     case NGX_HTTP_MOE_ERROR:

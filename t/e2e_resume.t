@@ -40,7 +40,7 @@ sub told {
     my $c = shift->head;
     my (@text, @rest);
     while (my $e = $c->event) {
-        push @rest, 'done' if $e->{done};
+        push @rest, 'done' if ($e->{data} // '') eq '[DONE]';
         my $j = $e->{json} or next;
         push @rest, "error $j->{error}{code}" if $j->{error};
         for my $choice (@{ $j->{choices} // [] }) {
