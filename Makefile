@@ -251,6 +251,29 @@ fuzz-run: $(FUZZ)
 tsan:
 	$(MAKE) test BUILD=$(BUILD)/tsan SAN=thread CFLAGS="-O1 -g"
 
+# DESTDIR and PREFIX are honoured; units and example go beside the programs.
+PREFIX ?= /usr
+.PHONY: install deb
+install: all
+	install -D -m 755 $(ENGINE) $(DESTDIR)$(PREFIX)/sbin/moe-engine
+	install -D -m 644 $(MODULE) \
+	    $(DESTDIR)$(PREFIX)/lib/nginx/modules/ngx_http_moe_module.so
+	install -d $(DESTDIR)/etc/moe $(DESTDIR)/lib/systemd/system \
+	    $(DESTDIR)$(PREFIX)/share/doc/moe
+	install -m 644 conf/systemd/* $(DESTDIR)/lib/systemd/system
+	install -m 644 conf/*.conf conf/directives.md \
+	    $(DESTDIR)$(PREFIX)/share/doc/moe
+
+# Debian packages of what is committed, in $(BUILD)/deb.
+deb: build-deps
+	$(call apt,debhelper)
+	rm -rf $(O)/deb && mkdir -p $(O)/deb/ngx-moe
+	git archive HEAD | tar -x -C $(O)/deb/ngx-moe \
+	    --exclude='conf/demo/model' --exclude='t/data'
+	cp -r conf/debian $(O)/deb/ngx-moe/debian
+	cd $(O)/deb/ngx-moe && dpkg-buildpackage -b -us -uc
+	@ls -l $(O)/deb/*.deb
+
 clean:
 	rm -rf $(BUILD)
 
@@ -264,4 +287,5 @@ help:
 	@echo "make asan | tsan          the tests under sanitizers"
 	@echo "make fuzz [FUZZ_SECONDS=] the fuzzers, one after the other (clang)"
 	@echo "make engine | module      one half of the build"
+	@echo "make install | deb        DESTDIR and PREFIX are honoured; Debian packages"
 	@echo "MODEL=DIR ENGINE_ARGS='...' BUILD=dir are honoured by run, start and bench"
