@@ -28,7 +28,17 @@ $moe->mock;
 $moe->nginx(workers => 2, server => 'location = /metrics {
                                          moe_status prometheus; }',
             http => 'moe_engine idle { socket unix:%%DIR%%/none; }');
-$moe->wait_ready;
+
+# Each worker has its channel.
+sub await_workers {
+    my %pid;
+    $moe->until('both workers', sub {
+        my $r = $moe->get('/health');
+        $pid{ $r->{json}{worker}{pid} } = 1 if $r->{status} == 200;
+        keys %pid == 2;
+    });
+}
+await_workers();
 
 # The page, by the grammar of the format: name{labels} => value.
 sub metrics {
@@ -64,9 +74,14 @@ $moe->stream(chat('tokens=9', max_tokens => 4))->collect for 1 .. 2;
 $moe->post(chat('error=internal'));
 my $c = $moe->stream(chat('tokens=500 delay_ms=10 reasoning=3'));
 $c->event for 1 .. 6;
-is metrics()->{'moe_requests_running{engine="main"}'}, 1, 'one is running';
-is metrics()->{'vllm:num_requests_running{model_name="mock"}'}, 1,
-   "by vLLM's name";
+
+# The mock tells each worker of its own requests only.
+$moe->until('the one that runs', sub {
+    my $body = $moe->get('/metrics')->{body};
+    $body =~ /^moe_requests_running\{engine="main"\} 1$/m
+        && $body =~ /^vllm:num_requests_running\{model_name="mock"\} 1$/m;
+});
+pass 'one is running, by both names';
 $c->close;
 $moe->until('the end of all', sub {
     ($moe->get('/metrics')->{body} =~ /finish="cancelled"\} 1\n/) });
@@ -109,7 +124,7 @@ is $m->{'moe_requests_total{engine="idle",finish="stop"}'}, 0,
    'nothing for the other engine';
 
 $moe->reload;
-$moe->wait_ready;
+await_workers();
 is metrics()->{'moe_requests_total{engine="main",finish="stop"}'}, 20,
    'a reload keeps the counters';
 is $moe->post('/metrics', '')->{status}, 405, 'GET and HEAD only';
