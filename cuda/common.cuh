@@ -15,6 +15,9 @@
  *          l / 4 and l / 4 + 8 columns 4c .. 4c + 3, c = l % 4.  (mma would
  *          have 2c, 2c + 1, 2c + 8, 2c + 9; any order will do, if x has it
  *          too: this one makes four of x one load.)
+ *   fp8    tiles of 16 x 32, two of the above with a byte an element, four to a
+ *          group of 128 columns, behind which the group's 16 scales lie: 2112
+ *          bytes, of row tile i at (i * n_groups + group) * 2112
  *   f32    rows, each padded to a multiple of 4
  * Rows and columns beyond the matrix are 0.
  *
@@ -34,6 +37,8 @@ extern "C" {
 }
 
 #define CUDA_TILE       16
+#define CUDA_FP8_COLS   128         /* that share a scale in a row */
+#define CUDA_FP8_BYTES  (16 * 128 + 16 * 4)     /* a group of 16 rows */
 /* For the parts of attention: 32 of 64 tokens with 16 heads. */
 #define CUDA_SCRATCH    ((size_t) 64 << 20)
 #define CUDA_PARTS_MAX  4

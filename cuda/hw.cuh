@@ -79,6 +79,14 @@ hw_bf16x2_mul(uint32_t a, uint32_t b)
     return d;
 }
 
+/* Byte i of the result is that which nibble i of `which` names: 0 .. 3 of v, 4
+ * is zero. */
+static __device__ __forceinline__ uint32_t
+hw_bytes(uint32_t v, uint32_t which)
+{
+    return __byte_perm(v, 0, which);
+}
+
 /* Weights: read once, so not kept in L1. */
 static __device__ __forceinline__ uint4
 hw_load_once(const uint4 *p)

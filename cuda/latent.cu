@@ -31,12 +31,13 @@ struct latent_args {
 
 
 static __device__ void
-load_group(uint4 (&a)[GROUP], const uint4 *w, uint32_t k0, uint32_t n_k)
+load_group(uint4 (&a)[GROUP], const unsigned char *w, uint32_t k0,
+           uint32_t n_k)
 {
 #pragma unroll
     for (int u = 0; u < GROUP; u++) {
         a[u] = w != NULL && k0 + u < n_k
-               ? hw_load_once(w + (size_t) (k0 + u) * HW_WARP)
+               ? stream_get<DTYPE_BF16>(w, k0 + u).a
                : make_uint4(0, 0, 0, 0);
     }
 }
@@ -55,7 +56,8 @@ absorb(const struct latent_args &a)
 
     m.w += a.w_head * head;
 
-    const uint4 *from = head < a.n_heads ? stream_tile(m, tile) : NULL;
+    const unsigned char *from = head < a.n_heads
+                                ? stream_tile<DTYPE_BF16>(m, tile) : NULL;
 
     load_group(w, from, 0, n_k);
     hw_depend();

@@ -79,14 +79,14 @@ norm_rows(const struct linear_args &a, uint32_t n_in, float *scales)
 }
 
 
-template <int R, int N>
+template <enum dtype T, int R, int N>
 static __global__ void __launch_bounds__(STREAM_THREADS)
 linear_kernel(const struct linear_args a)
 {
     float              *room = (float *) (void *) hw_shared();
     uint32_t            row0 = blockIdx.y * N * 8, i_part = 0;
     struct linear_part  p = a.part[0];
-    const uint4        *w[R];
+    const unsigned char *w[R];
     const float        *x[N];
     float               acc[R][N][4], scale[N] = {};
 
@@ -99,7 +99,7 @@ linear_kernel(const struct linear_args a)
     p.m.w += a.w_head * blockIdx.z;
 
     for (int i = 0; i < R; i++) {
-        w[i] = stream_tile(p.m, tile + i);
+        w[i] = stream_tile<T>(p.m, tile + i);
     }
 
     for (int j = 0; j < N; j++) {
@@ -109,8 +109,8 @@ linear_kernel(const struct linear_args a)
                               + a.x.stride * r : NULL;
     }
 
-    stream_tiles<R, N>(acc, w, p.m.n_in, x, N == 1 ? a.norm : NULL, scale,
-                       [&] {
+    stream_tiles<T, R, N>(acc, w, p.m.n_in, x, N == 1 ? a.norm : NULL, scale,
+                          [&] {
         if (N == 1 && a.norm != NULL) {
             norm_rows(a, p.m.n_in, room);
             scale[0] = room[hw_lane() / 4];
@@ -135,6 +135,7 @@ linear_kernel(const struct linear_args a)
 
 
 /* Many rows: 128 outputs of 128 of them, see tile.cuh. */
+template <enum dtype T>
 static __global__ void __launch_bounds__(TILE_THREADS, 1)
 linear_tile_kernel(const struct linear_args a)
 {
@@ -146,8 +147,8 @@ linear_tile_kernel(const struct linear_args a)
     hw_depend();
     hw_release();
     m.w += a.w_head * blockIdx.z;
-    t.w[0] = stream_tile(m, tile);
-    t.w[1] = stream_tile(m, tile + 1);
+    t.w[0] = stream_tile<T>(m, tile);
+    t.w[1] = stream_tile<T>(m, tile + 1);
 
     if (threadIdx.x < TILE_ROWS) {
         uint32_t r = row0 + threadIdx.x;
@@ -158,7 +159,7 @@ linear_tile_kernel(const struct linear_args a)
     }
 
     __syncthreads();
-    tile_product(t, m.n_in);
+    tile_product<T>(t, m.n_in);
 
 #pragma unroll
     for (int i = 0; i < 2 * 8 * 4; i++) {
@@ -216,7 +217,7 @@ linear_f32_kernel(const struct linear_args a)
 }
 
 
-template <int R, int N>
+template <enum dtype T, int R, int N>
 static void
 launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
 {
@@ -228,8 +229,29 @@ launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
     }
 
     cuda_launch(c, dim3(n_blocks, cuda_div_up(a->n_rows, N * 8), n),
-                STREAM_THREADS, stream_room_bytes(R, N), linear_kernel<R, N>,
+                STREAM_THREADS, stream_room_bytes(R, N), linear_kernel<T, R, N>,
                 *a);
+}
+
+
+template <enum dtype T>
+static void
+run_few_or_many(struct cuda *c, struct linear_args *a, const struct weight *w)
+{
+    if (a->n_rows <= 8) {
+        launch_linear<T, 1, 1>(c, a, w->n);
+
+    } else if (a->n_rows <= 32) {
+        launch_linear<T, 2, 4>(c, a, w->n);
+
+    } else if (a->n_rows <= 64 || c->deterministic) {
+        launch_linear<T, 2, 8>(c, a, w->n);
+
+    } else {
+        cuda_launch(c, dim3(cuda_div_up(w->n_out, 128),
+                            cuda_div_up(a->n_rows, TILE_ROWS), w->n),
+                    TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a);
+    }
 }
 
 
@@ -246,19 +268,11 @@ run(struct cuda *c, struct linear_args *a, const struct weight *w)
 
         cuda_launch(c, n_blocks, CUDA_THREADS, 0, linear_f32_kernel, *a);
 
-    } else if (a->n_rows <= 8) {
-        launch_linear<1, 1>(c, a, w->n);
-
-    } else if (a->n_rows <= 32) {
-        launch_linear<2, 4>(c, a, w->n);
-
-    } else if (a->n_rows <= 64 || c->deterministic) {
-        launch_linear<2, 8>(c, a, w->n);
+    } else if (w->dtype == DTYPE_FP8) {
+        run_few_or_many<DTYPE_FP8>(c, a, w);
 
     } else {
-        cuda_launch(c, dim3(cuda_div_up(w->n_out, 128),
-                            cuda_div_up(a->n_rows, TILE_ROWS), w->n),
-                    TILE_THREADS, TILE_ROOM, linear_tile_kernel, *a);
+        run_few_or_many<DTYPE_BF16>(c, a, w);
     }
 }
 
@@ -324,5 +338,9 @@ cuda_linears(struct cuda *c, const struct cuda_norm *norm,
         a.h = norm->y;
     }
 
-    launch_linear<1, 1>(c, &a, 1);
+    if (ops[0].w->dtype == DTYPE_FP8) {
+        launch_linear<DTYPE_FP8, 1, 1>(c, &a, 1);
+    } else {
+        launch_linear<DTYPE_BF16, 1, 1>(c, &a, 1);
+    }
 }

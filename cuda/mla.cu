@@ -450,11 +450,13 @@ combine_heads_kernel(const struct combine_heads_args a)
 
     m.w += a.w_head * h;
 
-    const uint4 *const w[2] = { stream_tile(m, blockIdx.x * 2),
-                                stream_tile(m, blockIdx.x * 2 + 1) };
+    const unsigned char *const w[2] = {
+        stream_tile<DTYPE_BF16>(m, blockIdx.x * 2),
+        stream_tile<DTYPE_BF16>(m, blockIdx.x * 2 + 1)
+    };
     const float *const x[1] = { t < a.n_tok ? rows + (size_t) t * n : NULL };
 
-    stream_tiles<2, 1>(acc, w, n, x, NULL, scale, [&] {
+    stream_tiles<DTYPE_BF16, 2, 1>(acc, w, n, x, NULL, scale, [&] {
         for (uint32_t i = 0; i < a.n_tok; i++) {
             part_weights(a.m, i, h, weights + i * a.m.n_splits);
         }

@@ -78,7 +78,7 @@ struct moe_args {
 
 
 /* silu(gate x) * (up x) of 16 outputs of expert blockIdx.y. */
-template <int N>
+template <enum dtype T, int N>
 static __global__ void __launch_bounds__(STREAM_THREADS)
 gate_up_kernel(const struct moe_args a)
 {
@@ -94,8 +94,8 @@ gate_up_kernel(const struct moe_args a)
     gate.w += a.w_expert * e;
     up.w = a.up + a.w_expert * e;
 
-    const uint4 *const w[2] = { stream_tile(gate, blockIdx.x),
-                                stream_tile(up, blockIdx.x) };
+    const unsigned char *const w[2] = { stream_tile<T>(gate, blockIdx.x),
+                                        stream_tile<T>(up, blockIdx.x) };
 
     for (uint32_t s0 = start; s0 < end; s0 += N * 8) {
         const float *x[N];
@@ -108,7 +108,7 @@ gate_up_kernel(const struct moe_args a)
         }
 
         __syncthreads();
-        stream_tiles<2, N>(acc, w, gate.n_in, x);
+        stream_tiles<T, 2, N>(acc, w, gate.n_in, x);
         stream_put_sums<2, N>(acc, room);
         __syncthreads();
 
@@ -125,7 +125,7 @@ gate_up_kernel(const struct moe_args a)
 }
 
 
-template <int N>
+template <enum dtype T, int N>
 static __global__ void __launch_bounds__(STREAM_THREADS)
 down_kernel(const struct moe_args a)
 {
@@ -140,7 +140,7 @@ down_kernel(const struct moe_args a)
 
     m.w += a.w_expert * e;
 
-    const uint4 *const w[1] = { stream_tile(m, blockIdx.x) };
+    const unsigned char *const w[1] = { stream_tile<T>(m, blockIdx.x) };
 
     for (uint32_t s0 = start; s0 < end; s0 += N * 8) {
         const float *x[N];
@@ -153,7 +153,7 @@ down_kernel(const struct moe_args a)
         }
 
         __syncthreads();
-        stream_tiles<1, N>(acc, w, m.n_in, x);
+        stream_tiles<T, 1, N>(acc, w, m.n_in, x);
         stream_put_sums<1, N>(acc, room);
         __syncthreads();
 
@@ -171,6 +171,7 @@ down_kernel(const struct moe_args a)
 
 /* Prompts: 128 slots of an expert at a time, and 64 outputs of gate and up, or
  * 128 of down (see tile.cuh); blockIdx.z takes every gridDim.z'th 128. */
+template <enum dtype T>
 static __global__ void __launch_bounds__(TILE_THREADS, 1)
 expert_tile_kernel(const struct moe_args a, int is_down)
 {
@@ -187,8 +188,9 @@ expert_tile_kernel(const struct moe_args a, int is_down)
 
     m.w += a.w_expert * e;
     up.w = a.up + a.w_expert * e;
-    t.w[0] = stream_tile(m, tile);
-    t.w[1] = is_down ? stream_tile(m, tile + 1) : stream_tile(up, tile);
+    t.w[0] = stream_tile<T>(m, tile);
+    t.w[1] = is_down ? stream_tile<T>(m, tile + 1)
+                     : stream_tile<T>(up, tile);
 
     for (uint32_t s0 = a.o.start[e] + blockIdx.z * TILE_ROWS; s0 < end;
          s0 += gridDim.z * TILE_ROWS)
@@ -201,7 +203,7 @@ expert_tile_kernel(const struct moe_args a, int is_down)
         }
 
         __syncthreads();
-        tile_product(t, m.n_in);
+        tile_product<T>(t, m.n_in);
 
 #pragma unroll
         for (int i = 0; i < 8 * 4; i++) {
@@ -288,32 +290,48 @@ sum_kernel(struct tensor y, struct tensor x, const float *weights,
 }
 
 
+template <enum dtype T>
 static void
 launch_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
                uint32_t n_slots, int is_down)
 {
     dim3 n_blocks(cuda_div_up(a->m.n_out, CUDA_TILE), n_experts);
 
-    if (a->dtype == DTYPE_F32) {
-        n_blocks.x = cuda_div_up(a->m.n_out, CUDA_THREADS / HW_WARP);
-        cuda_launch(c, n_blocks, CUDA_THREADS, 0, expert_f32_kernel, *a,
-                    !is_down);
-
-    } else if (n_slots <= 16 * n_experts) {
+    if (n_slots <= 16 * n_experts) {
         cuda_launch(c, n_blocks, STREAM_THREADS,
                     stream_room_bytes(is_down ? 1 : 2, 1),
-                    is_down ? down_kernel<1> : gate_up_kernel<1>, *a);
+                    is_down ? down_kernel<T, 1> : gate_up_kernel<T, 1>, *a);
 
     } else if (n_slots <= 64 * n_experts || c->deterministic) {
         cuda_launch(c, n_blocks, STREAM_THREADS,
                     stream_room_bytes(is_down ? 1 : 2, 4),
-                    is_down ? down_kernel<4> : gate_up_kernel<4>, *a);
+                    is_down ? down_kernel<T, 4> : gate_up_kernel<T, 4>, *a);
 
     } else {
         n_blocks.x = cuda_div_up(a->m.n_out, is_down ? 128 : 64);
         n_blocks.z = cuda_div_up(n_slots, n_experts * TILE_ROWS) + 1;
-        cuda_launch(c, n_blocks, TILE_THREADS, TILE_ROOM, expert_tile_kernel,
-                    *a, is_down);
+        cuda_launch(c, n_blocks, TILE_THREADS, TILE_ROOM,
+                    expert_tile_kernel<T>, *a, is_down);
+    }
+}
+
+
+static void
+run_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
+            uint32_t n_slots, int is_down)
+{
+    if (a->dtype == DTYPE_F32) {
+        dim3 n_blocks(cuda_div_up(a->m.n_out, CUDA_THREADS / HW_WARP),
+                      n_experts);
+
+        cuda_launch(c, n_blocks, CUDA_THREADS, 0, expert_f32_kernel, *a,
+                    !is_down);
+
+    } else if (a->dtype == DTYPE_FP8) {
+        launch_experts<DTYPE_FP8>(c, a, n_experts, n_slots, is_down);
+
+    } else {
+        launch_experts<DTYPE_BF16>(c, a, n_experts, n_slots, is_down);
     }
 }
 
@@ -342,14 +360,14 @@ cuda_moe(struct backend *b, const struct moe *a)
     m.w_expert = cuda_weight_bytes(a->gate);
     m.x = a->x;
     m.y = a->tmp_gate;
-    launch_experts(c, &m, a->gate->n, n_slots, 0);
+    run_experts(c, &m, a->gate->n, n_slots, 0);
 
     m.m = stream_matrix_of(a->down);
     m.up = m.m.w;
     m.w_expert = cuda_weight_bytes(a->down);
     m.x = a->tmp_gate;
     m.y = a->tmp_down;
-    launch_experts(c, &m, a->gate->n, n_slots, 1);
+    run_experts(c, &m, a->gate->n, n_slots, 1);
 
     cuda_launch(c, dim3(cuda_div_up(n, CUDA_THREADS), a->n_rows),
                 CUDA_THREADS, 0, sum_kernel, a->y, a->tmp_down, a->weights,
@@ -375,6 +393,7 @@ struct few_args {
 
 
 /* 16 columns of tmp of a slot, or of s_tmp of all rows. */
+template <enum dtype T>
 static __global__ void __launch_bounds__(STREAM_THREADS)
 few_gate_up_kernel(const struct few_args a)
 {
@@ -399,13 +418,13 @@ few_gate_up_kernel(const struct few_args a)
 
     uint32_t           row = is_shared ? col : slot / a.n_active;
     bool               is_there = is_shared ? col < a.n_rows : col == 0;
-    const uint4 *const w[2] = { stream_tile(gate, tile),
-                                stream_tile(up, tile) };
+    const unsigned char *const w[2] = { stream_tile<T>(gate, tile),
+                                        stream_tile<T>(up, tile) };
     const float *const x[1] = {
         is_there ? a.x.data + a.x.stride * row : NULL
     };
 
-    stream_tiles<2, 1>(acc, w, gate.n_in, x);
+    stream_tiles<T, 2, 1>(acc, w, gate.n_in, x);
     stream_put_sums<2, 1>(acc, room);
     __syncthreads();
 
@@ -425,13 +444,14 @@ few_gate_up_kernel(const struct few_args a)
 }
 
 
-/* The k tile `i` of row `row`, of all its experts' and then the shared one's,
- * which lie one after the other: a weight's and an activation's place. */
+/* Piece `i` of row `row`, of all its experts' and then the shared one's, which
+ * lie one after the other: a row tile, and which piece of it with which x. */
+template <enum dtype T>
 static __device__ __forceinline__ void
 few_find(const struct few_args &a, const uint32_t *ids, uint32_t row,
-         uint32_t i, const uint4 **w, const float **x, uint32_t *k)
+         uint32_t i, const unsigned char **w, const float **x, uint32_t *k)
 {
-    uint32_t n_k = cuda_div_up(a.down.n_in, CUDA_TILE);
+    uint32_t n_k = cuda_div_up(a.down.n_in, stream_cols<T>());
     struct stream_matrix m = a.down;
 
     if (i < n_k * a.n_active) {
@@ -445,21 +465,25 @@ few_find(const struct few_args &a, const uint32_t *ids, uint32_t row,
         *x = a.s_tmp.data + a.s_tmp.stride * row;
     }
 
-    *w = stream_tile(m, blockIdx.x) + (size_t) *k * HW_WARP;
+    *w = stream_tile<T>(m, blockIdx.x);
 }
 
 
+#define FEW_GROUP   8           /* pieces that a lane asks for at once */
+
 /* y += 16 outputs of row blockIdx.y: one product as long as all experts'
  * together. */
+template <enum dtype T>
 static __global__ void __launch_bounds__(STREAM_THREADS)
 few_down_kernel(const struct few_args a)
 {
     float    *room = (float *) (void *) hw_shared();
     uint32_t *ids = (uint32_t *) (void *) room;
     uint32_t  row = blockIdx.y, warp = threadIdx.x / HW_WARP;
-    uint32_t  n_k = cuda_div_up(a.down.n_in, CUDA_TILE) * a.n_active
-                    + (a.s_down.n_out != 0
-                       ? cuda_div_up(a.s_down.n_in, CUDA_TILE) : 0);
+    uint32_t  n_routed = cuda_div_up(a.down.n_in, stream_cols<T>())
+                         * a.n_active;
+    uint32_t  n_k = n_routed + (a.s_down.n_out != 0
+                    ? cuda_div_up(a.s_down.n_in, stream_cols<T>()) : 0);
     float     acc[1][1][4] = {};
 
     hw_depend();
@@ -471,34 +495,34 @@ few_down_kernel(const struct few_args a)
 
     __syncthreads();
 
-    for (uint32_t i0 = warp; i0 < n_k; i0 += STREAM_WARPS * 8) {
-        uint4        w[8];
-        const float *x[8];
-        uint32_t     k[8];
+    for (uint32_t i0 = warp; i0 < n_k; i0 += STREAM_WARPS * FEW_GROUP) {
+        struct stream_piece<T> w[FEW_GROUP];
+        const float           *x[FEW_GROUP];
+        uint32_t               k[FEW_GROUP];
 
 #pragma unroll
-        for (int u = 0; u < 8; u++) {
-            uint32_t     i = i0 + u * STREAM_WARPS;
-            const uint4 *from;
+        for (int u = 0; u < FEW_GROUP; u++) {
+            uint32_t             i = i0 + u * STREAM_WARPS;
+            const unsigned char *from;
 
-            w[u] = make_uint4(0, 0, 0, 0);
+            memset(&w[u], 0, sizeof(w[u]));
             x[u] = NULL;
             k[u] = 0;
 
             if (i < n_k) {
-                few_find(a, ids, row, i, &from, &x[u], &k[u]);
-                w[u] = hw_load_once(from);
+                few_find<T>(a, ids, row, i, &from, &x[u], &k[u]);
+                w[u] = stream_get<T>(from, k[u]);
             }
         }
 
 #pragma unroll
-        for (int u = 0; u < 8; u++) {
+        for (int u = 0; u < FEW_GROUP; u++) {
             uint32_t i = i0 + u * STREAM_WARPS;
-            uint32_t n = i < cuda_div_up(a.down.n_in, CUDA_TILE) * a.n_active
-                         ? a.down.n_in : a.s_down.n_in;
+            uint2    b[2];
 
-            hw_mma(acc[0][0], w[u], stream_x(hw_lane() < 4 ? x[u] : NULL,
-                                             k[u], n));
+            stream_columns<T>(b, hw_lane() < 4 ? x[u] : NULL, NULL, 0, k[u],
+                              i < n_routed ? a.down.n_in : a.s_down.n_in);
+            stream_mma<T>(acc[0][0], w[u], b);
         }
     }
 
@@ -546,8 +570,13 @@ cuda_moe_few(struct cuda *c, const struct moe *m,
         n_blocks += cuda_div_up(shared->gate->n_out, CUDA_TILE);
     }
 
+    int is_fp8 = m->gate->dtype == DTYPE_FP8;
+
     cuda_launch(c, n_blocks, STREAM_THREADS, stream_room_bytes(2, 1),
-                few_gate_up_kernel, a);
+                is_fp8 ? few_gate_up_kernel<DTYPE_FP8>
+                       : few_gate_up_kernel<DTYPE_BF16>, a);
     cuda_launch(c, dim3(cuda_div_up(m->down->n_out, CUDA_TILE), m->n_rows),
-                STREAM_THREADS, stream_room_bytes(1, 1), few_down_kernel, a);
+                STREAM_THREADS, stream_room_bytes(1, 1),
+                is_fp8 ? few_down_kernel<DTYPE_FP8>
+                       : few_down_kernel<DTYPE_BF16>, a);
 }

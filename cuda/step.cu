@@ -305,8 +305,8 @@ is_same(struct tensor a, struct tensor b)
 }
 
 
-/* Products of bf16 weights with the same x, from op on; at most CUDA_PARTS_MAX
- * of them. */
+/* Products with the same x of weights of the same dtype, from op on; at most
+ * CUDA_PARTS_MAX of them. */
 static size_t
 count_linears(const struct op *op, size_t n, struct tensor x)
 {
@@ -314,7 +314,8 @@ count_linears(const struct op *op, size_t n, struct tensor x)
 
     while (i < n && i < CUDA_PARTS_MAX && op[i].kind == OP_LINEAR
            && is_same(op[i].linear.x, x) && !op[i].linear.add
-           && op[i].linear.w->dtype == DTYPE_BF16
+           && op[i].linear.w->dtype == op[0].linear.w->dtype
+           && op[i].linear.w->dtype != DTYPE_F32
            && op[i].linear.w->n_in == op[0].linear.w->n_in)
     {
         i++;
@@ -453,7 +454,7 @@ put_route(struct cuda *c, const struct op *op, size_t n)
 static size_t
 put_moe(struct cuda *c, const struct op *op, size_t n)
 {
-    if (op[0].kind != OP_MOE || op[0].moe.gate->dtype != DTYPE_BF16) {
+    if (op[0].kind != OP_MOE || op[0].moe.gate->dtype == DTYPE_F32) {
         return 0;
     }
 
@@ -467,7 +468,7 @@ put_moe(struct cuda *c, const struct op *op, size_t n)
         && is_same(op[3].silu.up, op[2].linear.y)
         && is_same(op[3].silu.y, op[4].linear.x) && op[4].linear.add
         && is_same(op[4].linear.y, m->y)
-        && op[1].linear.w->dtype == DTYPE_BF16)
+        && op[1].linear.w->dtype == m->gate->dtype)
     {
         struct cuda_shared shared = {
             op[1].linear.w, op[2].linear.w, op[4].linear.w, op[3].silu.y

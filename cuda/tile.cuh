@@ -31,7 +31,7 @@
                          + TILE_ROWS * sizeof(float *))
 
 struct tile {
-    const uint4 *w[2];              /* row tiles of this warp */
+    const unsigned char *w[2];      /* row tiles of this warp */
     float        acc[2][8][4];
 };
 
@@ -74,46 +74,85 @@ tile_store_x(const float4 (&x)[TILE_LOADS], uint2 *room)
 }
 
 
+/* Weights of TILE_K k tiles as they are in memory. */
+template <enum dtype T>
+static constexpr __device__ int
+tile_pieces(void)
+{
+    return TILE_K * CUDA_TILE / (int) stream_cols<T>();
+}
+
+
+template <enum dtype T>
 static __device__ __forceinline__ void
-tile_load_w(uint4 (&a)[TILE_K][2], const struct tile &t, uint32_t k0,
-            uint32_t n_k)
+tile_load_w(struct stream_piece<T> (&a)[tile_pieces<T>()][2],
+            const struct tile &t, uint32_t k0, uint32_t n_k)
 {
 #pragma unroll
-    for (int u = 0; u < TILE_K; u++) {
+    for (int u = 0; u < tile_pieces<T>(); u++) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            a[u][i] = k0 + u < n_k && t.w[i] != NULL
-                      ? t.w[i][(size_t) (k0 + u) * HW_WARP]
-                      : make_uint4(0, 0, 0, 0);
+            uint32_t k = k0 * CUDA_TILE / stream_cols<T>() + u;
+
+            if (k < n_k && t.w[i] != NULL) {
+                a[u][i] = stream_get<T>(t.w[i], k);
+            } else {
+                memset(&a[u][i], 0, sizeof(a[u][i]));
+            }
         }
     }
 }
 
 
+/* k tile u of them, as mma's A.  Here the scale of fp8 is rounded to bf16 and
+ * multiplied with the weights: sums of their own would want more registers
+ * than there are. */
+template <enum dtype T>
+static __device__ __forceinline__ uint4
+tile_a(const struct stream_piece<T> (&a)[tile_pieces<T>()][2], int u, int i)
+{
+    if (T != DTYPE_FP8) {
+        return a[T == DTYPE_FP8 ? 0 : u][i].a;
+    }
+
+    const struct stream_piece<T> &p = a[T == DTYPE_FP8 ? u / 2 : 0][i];
+    uint4    one = u % 2 == 0 ? stream_fp8(p.a.x, p.a.y, STREAM_TWO_120)
+                              : stream_fp8(p.a.z, p.a.w, STREAM_TWO_120);
+    uint32_t s0 = hw_bf16x2(p.scale[0], p.scale[0]);
+    uint32_t s1 = hw_bf16x2(p.scale[T == DTYPE_FP8 ? 1 : 0],
+                            p.scale[T == DTYPE_FP8 ? 1 : 0]);
+
+    return make_uint4(hw_bf16x2_mul(one.x, s0), hw_bf16x2_mul(one.y, s1),
+                      hw_bf16x2_mul(one.z, s0), hw_bf16x2_mul(one.w, s1));
+}
+
+
 /* t.acc = w x for the rows in tile_rows(), which are there for all threads;
  * all have done with shared memory at its end. */
+template <enum dtype T>
 static __device__ __forceinline__ void
 tile_product(struct tile &t, uint32_t n_in)
 {
     uint32_t n_k = cuda_div_up(n_in, CUDA_TILE);
+    uint32_t n_pieces = cuda_div_up(n_in, stream_cols<T>());
     uint32_t half = threadIdx.x / HW_WARP / 4, stage = 0;
     uint2   *room = (uint2 *) (void *) hw_shared();
-    uint4    a[TILE_K][2];
+    struct stream_piece<T> a[tile_pieces<T>()][2];
     float4   x[TILE_LOADS];
 
     memset(t.acc, 0, sizeof(t.acc));
-    tile_load_w(a, t, 0, n_k);
+    tile_load_w<T>(a, t, 0, n_pieces);
     tile_load_x(x, 0, n_in);
 
     for (uint32_t k0 = 0; k0 < n_k; k0 += TILE_K, stage ^= 1) {
-        uint2 *b = room + stage * TILE_K * TILE_STRIDE;
-        uint4  now[TILE_K][2];
+        uint2                 *b = room + stage * TILE_K * TILE_STRIDE;
+        struct stream_piece<T> now[tile_pieces<T>()][2];
 
         memcpy(now, a, sizeof(now));
         tile_store_x(x, b);
 
         if (k0 + TILE_K < n_k) {
-            tile_load_w(a, t, k0 + TILE_K, n_k);
+            tile_load_w<T>(a, t, k0 + TILE_K, n_pieces);
             tile_load_x(x, k0 + TILE_K, n_in);
         }
 
@@ -122,13 +161,15 @@ tile_product(struct tile &t, uint32_t n_in)
 
 #pragma unroll
         for (int u = 0; u < TILE_K; u++) {
+            uint4 a0 = tile_a<T>(now, u, 0), a1 = tile_a<T>(now, u, 1);
+
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 uint2 v = b[u * TILE_STRIDE + (half * 8 + j) * HW_WARP
                             + hw_lane()];
 
-                hw_mma(t.acc[0][j], now[u][0], v);
-                hw_mma(t.acc[1][j], now[u][1], v);
+                hw_mma(t.acc[0][j], a0, v);
+                hw_mma(t.acc[1][j], a1, v);
             }
         }
     }

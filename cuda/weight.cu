@@ -6,6 +6,7 @@
 #include "common.cuh"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,6 +34,8 @@ stripe_bytes(const struct weight *w)
 {
     return w->dtype == DTYPE_F32
            ? (size_t) padded(w->n_in, 4) * 4
+           : w->dtype == DTYPE_FP8
+           ? (size_t) cuda_div_up(w->n_in, CUDA_FP8_COLS) * CUDA_FP8_BYTES
            : (size_t) padded(w->n_in, CUDA_TILE) * CUDA_TILE * 2;
 }
 
@@ -49,7 +52,7 @@ cuda_weight_bytes(const struct weight *w)
 {
     size_t n = cuda_div_up(w->n_out, stripe_rows(w)) * stripe_bytes(w);
 
-    if (dtype_is_quant(w->dtype)) {
+    if (w->dtype == DTYPE_INT8 || w->dtype == DTYPE_INT4) {
         return 0;
     }
 
@@ -91,6 +94,110 @@ pack_bf16(unsigned char *to, const float *rows, uint32_t n_rows, uint32_t n_in)
             /* Words of a lane: rows r and r + 8, columns 4c and 4c + 2. */
             out[lane * 8 + (k % 4 / 2 * 2 + r / 8) * 2 + k % 2] =
                 round_bf16(x[i]);
+        }
+    }
+}
+
+
+static float
+fp8_value(uint8_t q)
+{
+    int   e = q >> 3 & 15;
+    float m = (float) (q & 7) / 8;
+    float v = e == 0 ? ldexpf(m, -6) : ldexpf(1 + m, e - 7);
+
+    return q & 0x80 ? -v : v;
+}
+
+
+/* To nearest even; what is too large becomes the largest, 448. */
+static uint8_t
+round_fp8(float f)
+{
+    uint8_t sign = signbit(f) ? 0x80 : 0;
+    float   a = fabsf(f);
+    int     e;
+
+    if (!(a < 464)) {
+        return sign | 0x7e;
+    }
+
+    frexpf(a, &e);              /* a = m 2^e, m in [1/2, 1) */
+    e = e - 1 < -6 ? -6 : e - 1;
+
+    int n = (int) rintf(ldexpf(a, 3 - e));      /* eighths of 2^e */
+
+    if (n == 16) {
+        n = 8;
+        e++;
+    }
+
+    return sign | (uint8_t) (n < 8 ? n : (e + 7) << 3 | (n - 8));
+}
+
+
+/*
+ * The scale of a group of a row.  Where the floats are fp8 times one scale, as
+ * those of a checkpoint in fp8 are, that scale (or a power of two of it) is
+ * found again, and nothing is rounded: the largest of them then is one of
+ * eight mantissas times it.  Else the largest becomes 448.
+ */
+static float
+fp8_scale(const float *x, uint32_t n)
+{
+    float most = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        most = fmaxf(most, fabsf(x[i]));
+    }
+
+    if (!(most > 0) || !(most < INFINITY)) {
+        return 1;
+    }
+
+    for (int m = 0; m < 8; m++) {
+        float    scale = most / (float) ((8 + m) * (m == 7 ? 16 : 32));
+        uint32_t i = 0;
+
+        while (i < n && fabsf(fp8_value(round_fp8(x[i] / scale)) * scale
+                              - x[i]) <= 2.5e-7f * fabsf(x[i]))
+        {
+            i++;
+        }
+
+        if (i == n) {
+            return scale;
+        }
+    }
+
+    return most / 448;
+}
+
+
+/* n_rows <= 16 rows as one stripe of groups. */
+static void
+pack_fp8(unsigned char *to, const float *rows, uint32_t n_rows, uint32_t n_in)
+{
+    memset(to, 0, (size_t) cuda_div_up(n_in, CUDA_FP8_COLS) * CUDA_FP8_BYTES);
+
+    for (uint32_t r = 0; r < n_rows; r++) {
+        for (uint32_t i0 = 0; i0 < n_in; i0 += CUDA_FP8_COLS) {
+            const float   *x = rows + (size_t) r * n_in + i0;
+            uint32_t       n = n_in - i0 < CUDA_FP8_COLS ? n_in - i0
+                                                         : CUDA_FP8_COLS;
+            unsigned char *group = to + (size_t) i0 / CUDA_FP8_COLS
+                                        * CUDA_FP8_BYTES;
+            float          scale = fp8_scale(x, n);
+
+            memcpy(group + 16 * CUDA_FP8_COLS + r * 4, &scale, 4);
+
+            for (uint32_t i = 0; i < n; i++) {
+                uint32_t lane = r % 8 * 4 + i % 16 / 4;
+                uint32_t at = (i % 4 / 2 * 2 + r / 8) * 2 + i % 2;
+
+                group[i / 32 * 512 + lane * 16 + i % 32 / 16 * 8 + at] =
+                    round_fp8(x[i] / scale);
+            }
         }
     }
 }
@@ -151,6 +258,10 @@ cuda_weight_put(struct backend *b, const struct weight *w, uint32_t i,
 
             if (w->dtype == DTYPE_F32) {
                 pack_f32(room + r * stripe, x, w->n_in);
+
+            } else if (w->dtype == DTYPE_FP8) {
+                pack_fp8(room + r / height * stripe, x,
+                         n - r < height ? n - r : height, w->n_in);
 
             } else {
                 pack_bf16(room + r / height * stripe, x,

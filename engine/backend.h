@@ -28,13 +28,14 @@ enum dtype {
     DTYPE_BF16 = 1,
     /* Of weights alone: a scale and a few bits an element. */
     DTYPE_INT8 = 2,
-    DTYPE_INT4 = 3
+    DTYPE_INT4 = 3,
+    DTYPE_FP8 = 4               /* e4m3, a scale to 128 columns of a row */
 };
 
 static inline int
 dtype_is_quant(enum dtype t)
 {
-    return t == DTYPE_INT8 || t == DTYPE_INT4;
+    return t == DTYPE_INT8 || t == DTYPE_INT4 || t == DTYPE_FP8;
 }
 
 static inline size_t
@@ -270,8 +271,9 @@ struct backend {
 };
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",
- * "cpu:avx512", "cpu:avx512vnni", "cpu:avx512bf16"; "cuda"; "auto": cuda where
- * there is one, else cpu.  n_threads 0 = one per core.  NULL: e. */
+ * "cpu:avx512", "cpu:avx512vnni", "cpu:avx512bf16"; "cuda", or with D6
+ * "cuda:deterministic"; "auto": cuda where there is one, else cpu.  n_threads
+ * 0 = one per core.  NULL: e. */
 struct backend *backend_open(const char *name, int n_threads, struct err *e);
 
 /* What backend_open() chooses among: cpu/cpu.c, and cuda/backend.cu if it was

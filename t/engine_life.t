@@ -39,7 +39,7 @@ my @bad = (
      '12q'],
     [qr/--socket-mode: expected an octal number .*got "999"/, '--socket-mode',
      999],
-    [qr/--quant: expected f32\|bf16\|int8\|int4, got "q4"/, '--quant', 'q4'],
+    [qr/--quant: expected f32\|bf16\|int8\|int4\|fp8, got "q4"/, '--quant', 'q4'],
     [qr/--model: expected DIR, got nothing/, '--model'],
     [qr/--max-batch-tokens: expected at least --max-seqs, 64, got 8/, @model,
      '--max-batch-tokens', 8],

@@ -120,7 +120,8 @@ op_get(struct backend *b, void *to, const void *from, size_t n)
 static size_t
 op_weight_bytes(const struct weight *w)
 {
-    return n_tiles(w->n_out) * tile_bytes(w->dtype, w->n_in);
+    return w->dtype == DTYPE_FP8
+           ? 0 : n_tiles(w->n_out) * tile_bytes(w->dtype, w->n_in);
 }
 
 

@@ -54,7 +54,7 @@ static const struct option table[] = {
     { "threads", "N", OPTION_INT, OFF(threads), "0", 0, 1024, NULL,
       "compute threads; 0: one per core" },
     { "quant", "TYPE", OPTION_CHOICE, OFF(quant), "bf16", 0, 0,
-      "f32|bf16|int8|int4", "how weights are kept" },
+      "f32|bf16|int8|int4|fp8", "how weights are kept" },
     { "max-seqs", "N", OPTION_INT, OFF(max_seqs), "64", 1, 1024, NULL,
       "sequences that run at once" },
     { "max-queue", "N", OPTION_INT, OFF(max_queue), "256", 1, 65536, NULL,

@@ -377,7 +377,8 @@ static const struct {
     { "bf16", DTYPE_BF16 },
     { "f32", DTYPE_F32 },
     { "int8", DTYPE_INT8 },
-    { "int4", DTYPE_INT4 }
+    { "int4", DTYPE_INT4 },
+    { "fp8", DTYPE_FP8 }
 };
 
 
@@ -391,8 +392,8 @@ parse_quant(const char *s, enum dtype *t, struct err *e)
         }
     }
 
-    return err_set(e, "quant: expected f32, bf16, int8 or int4, got \"%.32s\"",
-                   s);
+    return err_set(e, "quant: expected f32, bf16, int8, int4 or fp8, "
+                   "got \"%.32s\"", s);
 }
 
 

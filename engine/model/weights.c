@@ -388,6 +388,12 @@ choose_dtype(const struct weights_loader *l, const struct item *it)
         return asked;
     }
 
+    /* As checkpoints have it: neither embedding nor head. */
+    if (asked == DTYPE_FP8) {
+        return it->spec->place == TENSOR_GLOBAL
+               || it->spec->kind == TENSOR_KV_B ? DTYPE_BF16 : DTYPE_FP8;
+    }
+
     switch (it->spec->kind) {
     case TENSOR_KV_B:
         return DTYPE_BF16;
@@ -422,7 +428,7 @@ plan_weight(struct weights_loader *l, struct item *it, struct weight *w,
     if (one == 0) {
         return err_set(e, "%s: backend %s has no weights of %d bits",
                        it->spec->name, l->b->name,
-                       w->dtype == DTYPE_INT8 ? 8 : 4);
+                       w->dtype == DTYPE_INT4 ? 4 : 8);
     }
 
     if (size_mul(one, n, &all) != 0

@@ -6,14 +6,15 @@
 
 #define BF16_MOST   5e-3        /* what rounding x to bf16 may cost */
 #define F32_MOST    1e-5
+#define FP8_MOST    1e-2        /* where scales are rounded to bf16, too */
 
-static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_BF16 };
+static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_BF16, DTYPE_FP8 };
 
 
 static double
 most_of(enum dtype t)
 {
-    return t == DTYPE_F32 ? F32_MOST : BF16_MOST;
+    return t == DTYPE_F32 ? F32_MOST : t == DTYPE_FP8 ? FP8_MOST : BF16_MOST;
 }
 
 
@@ -134,15 +135,16 @@ test_linear(void **state)
     static const uint32_t sizes[][3] = {
         { 1, 1, 1 }, { 1, 16, 16 }, { 3, 17, 15 }, { 8, 33, 37 },
         { 9, 31, 130 }, { 33, 48, 64 }, { 70, 35, 300 }, { 2, 20, 1100 },
-        { 1, 64, 512 }, { 150, 130, 37 }, { 129, 35, 200 }
+        { 1, 64, 512 }, { 150, 130, 37 }, { 129, 35, 200 },
+        { 4, 150, 290 }
     };
 
     (void) state;
 
-    for (size_t i = 0; i < 2 * BASE_COUNT(sizes); i++) {
-        const uint32_t *s = sizes[i / 2];
+    for (size_t i = 0; i < 3 * BASE_COUNT(sizes); i++) {
+        const uint32_t *s = sizes[i / 3];
 
-        check_linear(dtypes[i % 2], s[0], s[1], s[2], i / 2 % 2 == 1);
+        check_linear(dtypes[i % 3], s[0], s[1], s[2], i / 3 % 2 == 1);
     }
 
     if (!is_small()) {
@@ -585,7 +587,7 @@ test_moe(void **state)
 {
     (void) state;
 
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         check_moe(dtypes[i], 1, 8, 2, 37, 9);
         check_moe(dtypes[i], 5, 9, 3, 32, 20);
         check_moe(dtypes[i], 40, 4, 2, 40, 36);

@@ -172,7 +172,23 @@ weight_shape(enum dtype dtype, uint32_t n, uint32_t n_out, uint32_t n_in)
 }
 
 
-/* Random matrices of variance 1 / n_in in w[REF] and w[CUDA]. */
+/* A number that e4m3 has, about uniform. */
+static inline float
+draw_fp8(void)
+{
+    float m = (float) (8 + draw(8)) / 8;
+    int   e = (int) draw(16);
+
+    m = e == 15 ? (float) draw(8) / 8 * 0.015625f : ldexpf(m, e - 6);
+    m = m > 448 ? 448 : m;
+
+    return draw(2) ? m : -m;
+}
+
+
+/* Random matrices of variance 1 / n_in in w[REF] and w[CUDA].  The reference
+ * has no fp8: it gets as floats what fp8 has exactly, 128 rows and columns to a
+ * scale. */
 static inline void
 weight_make(struct weight w[2], enum dtype dtype, uint32_t n, uint32_t n_out,
             uint32_t n_in)
@@ -182,7 +198,8 @@ weight_make(struct weight w[2], enum dtype dtype, uint32_t n, uint32_t n_out,
     assert_non_null(x);
 
     for (int i = 0; i < 2; i++) {
-        w[i] = weight_shape(dtype, n, n_out, n_in);
+        w[i] = weight_shape(i == REF && dtype == DTYPE_FP8 ? DTYPE_F32
+                            : dtype, n, n_out, n_in);
         w[i].data = backends[i]->ops->alloc(
             backends[i], n * backends[i]->ops->weight_bytes(&w[i]));
         assert_non_null(w[i].data);
@@ -190,7 +207,11 @@ weight_make(struct weight w[2], enum dtype dtype, uint32_t n, uint32_t n_out,
 
     for (uint32_t m = 0; m < n; m++) {
         for (size_t i = 0; i < (size_t) n_out * n_in; i++) {
-            x[i] = draw_float() / sqrtf((float) n_in);
+            size_t block = i / n_in / 128 * 7 + i % n_in / 128 + m;
+            float  scale = 0.001f * (1 + (float) (block * 37 % 101) / 100);
+
+            x[i] = dtype == DTYPE_FP8 ? draw_fp8() * scale
+                   : draw_float() / sqrtf((float) n_in);
         }
 
         for (uint32_t r = 0; r < n_out; r += 16) {

@@ -116,6 +116,20 @@ hw_bf16x2_mul(uint32_t a, uint32_t b)
                      hw_bf16_get(a, 1) * hw_bf16_get(b, 1));
 }
 
+static inline uint32_t
+hw_bytes(uint32_t v, uint32_t which)
+{
+    uint32_t r = 0;
+
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned from = which >> 4 * i & 15;
+
+        r |= (from < 4 ? v >> 8 * from & 255 : 0) << 8 * i;
+    }
+
+    return r;
+}
+
 static inline uint4
 hw_load_once(const uint4 *p)
 {

@@ -220,6 +220,13 @@ measure_copy(void)
 }
 
 
+static const char *
+dtype_name(enum dtype t)
+{
+    return t == DTYPE_FP8 ? "_fp8" : "";
+}
+
+
 struct linear_bench {
     struct weight w[SETS_MAX];
     struct tensor x;
@@ -238,11 +245,11 @@ call_linear(void *ctx, uint32_t i)
 
 
 static void
-bench_linear(uint32_t n_out, uint32_t n_in)
+bench_linear(enum dtype dtype, uint32_t n_out, uint32_t n_in)
 {
     static const uint32_t n_rows[] = { 1, 2, 8, 64, 256, 2048, 8192 };
     struct linear_bench   l;
-    struct weight         shape = { NULL, DTYPE_BF16, 1, n_out, n_in };
+    struct weight         shape = { NULL, dtype, 1, n_out, n_in };
     double                n_bytes = (double) b->ops->weight_bytes(&shape);
     uint32_t              n_sets = (uint32_t) (CYCLE_BYTES / n_bytes) + 1;
     char                  name[64];
@@ -252,7 +259,7 @@ bench_linear(uint32_t n_out, uint32_t n_in)
     l.y = rows(ROWS_MAX, n_out);
 
     for (uint32_t i = 0; i < n_sets; i++) {
-        l.w[i] = weight(DTYPE_BF16, 1, n_out, n_in);
+        l.w[i] = weight(dtype, 1, n_out, n_in);
     }
 
     for (size_t i = 0; i < BASE_COUNT(n_rows); i++) {
@@ -264,8 +271,8 @@ bench_linear(uint32_t n_out, uint32_t n_in)
 
         double s = measure(l.n_rows, n_sets, call_linear, &l);
 
-        snprintf(name, sizeof(name), "cuda.linear_%ux%u.%u", n_out, n_in,
-                 l.n_rows);
+        snprintf(name, sizeof(name), "cuda.linear%s_%ux%u.%u",
+                 dtype_name(dtype), n_out, n_in, l.n_rows);
         say(name, s, n_bytes + 4.0 * l.n_rows * ((double) n_in + n_out),
             2.0 * l.n_rows * n_out * n_in);
     }
@@ -342,8 +349,8 @@ deal(uint32_t *ids, uint32_t n_rows, uint32_t n_active, uint32_t n_experts)
 
 
 static void
-bench_moe(const char *what, uint32_t dim, uint32_t width, uint32_t n_experts,
-          uint32_t n_active, uint32_t shared)
+bench_moe(const char *what, enum dtype t, uint32_t dim, uint32_t width,
+          uint32_t n_experts, uint32_t n_active, uint32_t shared)
 {
     static const uint32_t n_rows[] = { 1, 2, 4, 8, 64, 256, 2048, 8192 };
     static struct moe_bench k;
@@ -371,14 +378,14 @@ bench_moe(const char *what, uint32_t dim, uint32_t width, uint32_t n_experts,
     }
 
     for (uint32_t i = 0; i < n_sets; i++) {
-        k.gate[i] = weight(DTYPE_BF16, n_experts, width, dim);
-        k.up[i] = weight(DTYPE_BF16, n_experts, width, dim);
-        k.down[i] = weight(DTYPE_BF16, n_experts, dim, width);
+        k.gate[i] = weight(t, n_experts, width, dim);
+        k.up[i] = weight(t, n_experts, width, dim);
+        k.down[i] = weight(t, n_experts, dim, width);
 
         if (shared != 0) {
-            k.s_gate[i] = weight(DTYPE_BF16, 1, shared, dim);
-            k.s_up[i] = weight(DTYPE_BF16, 1, shared, dim);
-            k.s_down[i] = weight(DTYPE_BF16, 1, dim, shared);
+            k.s_gate[i] = weight(t, 1, shared, dim);
+            k.s_up[i] = weight(t, 1, shared, dim);
+            k.s_down[i] = weight(t, 1, dim, shared);
         }
     }
 
@@ -389,13 +396,23 @@ bench_moe(const char *what, uint32_t dim, uint32_t width, uint32_t n_experts,
         k.m.n_rows = n_rows[i];
 
         double s = measure(n_rows[i], n_sets, call_moe, &k);
-        double weights = 6.0 * dim * ((double) width * n + shared);
+        double weights = (t == DTYPE_FP8 ? 3 * 2112 / 2048.0 : 6) * dim
+                         * ((double) width * n + shared);
 
-        snprintf(name, sizeof(name), "cuda.moe_%s.%u", what, n_rows[i]);
+        snprintf(name, sizeof(name), "cuda.moe%s_%s.%u", dtype_name(t), what,
+                 n_rows[i]);
         say(name, s, weights + 8.0 * n_rows[i] * dim,
             6.0 * n_rows[i] * dim * ((double) width * n_active + shared));
     }
 
+    for (uint32_t i = 0; i < n_sets; i++) {
+        drop(&k.gate[i]);
+        drop(&k.up[i]);
+        drop(&k.down[i]);
+    }
+
+    OP(free, k.m.tmp_gate.data, 0);
+    OP(free, k.m.tmp_down.data, 0);
     free(ids);
 }
 
@@ -530,7 +547,7 @@ main(void)
     measure_copy();
 
     for (size_t i = 0; i < BASE_COUNT(shapes); i++) {
-        bench_linear(shapes[i][0], shapes[i][1]);
+        bench_linear(DTYPE_BF16, shapes[i][0], shapes[i][1]);
     }
 
     for (size_t i = 0; i < BASE_COUNT(contexts); i++) {
@@ -538,8 +555,11 @@ main(void)
         bench_mla(128, contexts[i][0], contexts[i][1]);
     }
 
-    bench_moe("v2_lite", 2048, 1408, 64, 6, 2816);
-    bench_moe("qwen3_30b", 2048, 768, 128, 8, 0);
+    bench_linear(DTYPE_FP8, 2048, 2048);
+    bench_linear(DTYPE_FP8, 2048, 10944);
+    bench_moe("v2_lite", DTYPE_FP8, 2048, 1408, 64, 6, 2816);
+    bench_moe("v2_lite", DTYPE_BF16, 2048, 1408, 64, 6, 2816);
+    bench_moe("qwen3_30b", DTYPE_BF16, 2048, 768, 128, 8, 0);
 
     return 0;
 }

@@ -75,10 +75,10 @@ line(const struct shape *s, const char *what, double tok_s, double share)
     printf("bench cuda.%s.%s %.5g tok/s\n", s->name, what, tok_s);
 
     if (copy_rate > 0 && share > 0) {
-        printf("| %-16s %-24s %10.1f tok/s %6.1f %% of its roofline\n",
+        printf("| %-22s %-20s %10.1f tok/s %6.1f %% of its roofline\n",
                s->name, what, tok_s, share * 100);
     } else {
-        printf("| %-16s %-24s %10.1f tok/s\n", s->name, what, tok_s);
+        printf("| %-22s %-20s %10.1f tok/s\n", s->name, what, tok_s);
     }
 
     fflush(stdout);
@@ -172,10 +172,13 @@ bench_shape(const char *name)
         { 1, 1024 }, { 1, 8192 }, { 1, 32768 }, { 8, 1024 }, { 8, 8192 },
         { 64, 1024 }, { 64, 8192 }, { 256, 1024 }
     };
-    struct shape     s = { .name = name };
-    char             dir[256], path[300];
+    const char      *quant = getenv("QUANT") != NULL ? getenv("QUANT")
+                                                     : "bf16";
+    char             dir[256], path[300], label[80];
+    struct shape     s = { .name = label };
     float           *logits;
 
+    snprintf(label, sizeof(label), "%.60s.%.8s", name, quant);
     snprintf(dir, sizeof(dir), "t/data/configs/%s", name);
     snprintf(path, sizeof(path), "%s/config.json", dir);
     s.config = json_load_file(path, 0, NULL);
@@ -195,7 +198,8 @@ bench_shape(const char *name)
     s.n_experts = number(&s, "n_routed_experts");
     s.n_active = number(&s, "num_experts_per_tok");
     s.n_moe_layers = info->n_layers - number(&s, "first_k_dense_replace");
-    s.expert_bytes = 6 * number(&s, "hidden_size")
+    s.expert_bytes = (strcmp(quant, "fp8") == 0 ? 3 * 2112 / 2048.0 : 6)
+                     * number(&s, "hidden_size")
                      * number(&s, "moe_intermediate_size");
     s.kv_bytes = (double) info->page_bytes / MODEL_PAGE_TOK;
     printf("| %s: %s; loaded in %.1f s\n", name, info->plan, now() - start);

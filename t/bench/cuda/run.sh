@@ -56,8 +56,11 @@ models() {
     COPY_GB_S=${COPY_GB_S:-$(awk '$2 == "cuda.copy" { print $3 }' \
         "$out/bench.log")}
     export COPY_GB_S
-    limited "${MODELS_S:-240}" "$build/t/bench/cuda/model" \
-        > "$out/models.log" 2>&1
+    {
+        limited "${MODELS_S:-240}" "$build/t/bench/cuda/model"
+        QUANT=fp8 limited "${MODELS_S:-240}" "$build/t/bench/cuda/model" \
+            deepseek-v2-lite
+    } > "$out/models.log" 2>&1
     cat "$out/models.log" >> "$out/bench.log"
 }
 
