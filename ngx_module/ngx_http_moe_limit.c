@@ -21,54 +21,8 @@
 #include "ngx_http_moe_module.h"
 
 
-#define NGX_HTTP_MOE_KEY_MAX  1024
-
 /* Nodes to be forgotten at once for a new one, which may need a whole page. */
 #define NGX_HTTP_MOE_FORGET   256
-
-
-typedef struct {
-    u_char                     color;
-    u_char                     dummy;
-    u_short                    len;
-    ngx_queue_t                queue;           /* most recent first */
-    ngx_msec_t                 last;            /* of `left` */
-    int64_t                    left;            /* in the bucket */
-    int64_t                    used;            /* of the quota */
-    ngx_uint_t                 window;          /* which `used` is about */
-    u_char                     data[1];
-} ngx_http_moe_limit_node_t;
-
-typedef struct {
-    ngx_rbtree_t               rbtree;
-    ngx_rbtree_node_t          sentinel;
-    ngx_queue_t                queue;
-} ngx_http_moe_limit_shctx_t;
-
-typedef struct {
-    ngx_http_moe_limit_shctx_t  *sh;
-    ngx_slab_pool_t           *shpool;
-    ngx_http_complex_value_t   key;
-} ngx_http_moe_limit_zone_t;
-
-enum {
-    NGX_HTTP_MOE_HOUR = 1,
-    NGX_HTTP_MOE_DAY,
-    NGX_HTTP_MOE_MONTH
-};
-
-typedef struct {
-    ngx_shm_zone_t            *zone;
-    int64_t                    rate;            /* in `per` ms; 0: none */
-    int64_t                    per;
-    int64_t                    burst;
-    int64_t                    quota;           /* 0: none */
-    ngx_uint_t                 period;
-    int64_t                    prompt;          /* weights */
-    int64_t                    cached;
-    int64_t                    completion;
-    ngx_uint_t                 dry_run;
-} ngx_http_moe_limit_t;
 
 
 static ngx_int_t ngx_http_moe_limit_charge(ngx_http_moe_ctx_t *ctx,
@@ -82,8 +36,6 @@ static ngx_int_t ngx_http_moe_limit_refuse(ngx_http_moe_ctx_t *ctx,
     ngx_uint_t i, int64_t left, int64_t wanted);
 static ngx_uint_t ngx_http_moe_limit_wait(ngx_http_moe_limit_t *limit,
     int64_t left, int64_t wanted);
-static ngx_int_t ngx_http_moe_limit_init_zone(ngx_shm_zone_t *shm_zone,
-    void *data);
 static void ngx_http_moe_limit_insert(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
 
@@ -654,7 +606,7 @@ ngx_http_moe_limit_insert(ngx_rbtree_node_t *temp, ngx_rbtree_node_t *node,
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_moe_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data)
 {
     ngx_http_moe_limit_zone_t  *old = data;
@@ -684,7 +636,7 @@ ngx_http_moe_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data)
     lz->shpool = (ngx_slab_pool_t *) shm_zone->shm.addr;
     lz->shpool->log_nomem = 0;
 
-    lz->sh = ngx_slab_alloc(lz->shpool, sizeof(ngx_http_moe_limit_shctx_t));
+    lz->sh = ngx_slab_alloc(lz->shpool, sizeof(ngx_http_moe_limit_sh_t));
     if (lz->sh == NULL) {
         return NGX_ERROR;
     }
@@ -695,247 +647,32 @@ ngx_http_moe_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data)
                     ngx_http_moe_limit_insert);
     ngx_queue_init(&lz->sh->queue);
 
+    if (lz->state.len) {
+        ngx_http_moe_limit_state_load(shm_zone);
+    }
+
     return NGX_OK;
 }
 
 
-/* moe_token_zone KEY zone=NAME:SIZE; */
+/* A key's quota as it was; nobody else is there yet. */
 
-char *
-ngx_http_moe_token_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+ngx_int_t
+ngx_http_moe_limit_restore(ngx_shm_zone_t *zone, ngx_str_t *key,
+    ngx_uint_t window, int64_t used)
 {
-    u_char                            *p;
-    ssize_t                            size;
-    ngx_str_t                         *value, name, s;
-    ngx_shm_zone_t                    *shm_zone;
-    ngx_http_moe_limit_zone_t         *lz;
-    ngx_http_compile_complex_value_t   ccv;
+    ngx_http_moe_limit_t        none;
+    ngx_http_moe_limit_node_t  *ln;
 
-    value = cf->args->elts;
+    ngx_memzero(&none, sizeof(ngx_http_moe_limit_t));
 
-    lz = ngx_pcalloc(cf->pool, sizeof(ngx_http_moe_limit_zone_t));
-    if (lz == NULL) {
-        return NGX_CONF_ERROR;
-    }
-
-    ngx_memzero(&ccv, sizeof(ngx_http_compile_complex_value_t));
-
-    ccv.cf = cf;
-    ccv.value = &value[1];
-    ccv.complex_value = &lz->key;
-
-    if (ngx_http_compile_complex_value(&ccv) != NGX_OK) {
-        return NGX_CONF_ERROR;
-    }
-
-    p = (value[2].len > 5 && ngx_strncmp(value[2].data, "zone=", 5) == 0)
-        ? (u_char *) ngx_strchr(value[2].data, ':') : NULL;
-
-    if (p == NULL) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "invalid parameter \"%V\" in \"moe_token_zone\", "
-                           "expected zone=name:size", &value[2]);
-        return NGX_CONF_ERROR;
-    }
-
-    name.data = value[2].data + 5;
-    name.len = (size_t) (p - name.data);
-    s.data = p + 1;
-    s.len = (size_t) (value[2].data + value[2].len - s.data);
-
-    size = ngx_parse_size(&s);
-
-    if (name.len == 0 || size < (ssize_t) (8 * ngx_pagesize)) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "invalid zone \"%V\" in \"moe_token_zone\", "
-                           "expected a name and at least %ui bytes",
-                           &value[2], 8 * ngx_pagesize);
-        return NGX_CONF_ERROR;
-    }
-
-    shm_zone = ngx_shared_memory_add(cf, &name, (size_t) size,
-                                     &ngx_http_moe_module);
-    if (shm_zone == NULL) {
-        return NGX_CONF_ERROR;
-    }
-
-    if (shm_zone->data) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "duplicate moe_token_zone \"%V\"", &name);
-        return NGX_CONF_ERROR;
-    }
-
-    shm_zone->init = ngx_http_moe_limit_init_zone;
-    shm_zone->data = lz;
-
-    return NGX_CONF_OK;
-}
-
-
-/* N[k|m|g], or with `fraction` N[.NNN], in thousandths. */
-
-static int64_t
-ngx_http_moe_limit_number(u_char *p, size_t n, ngx_uint_t fraction)
-{
-    ngx_int_t  v;
-
-    if (fraction) {
-        v = ngx_atofp(p, n, 3);
-        return (v == NGX_ERROR || v > 1000000) ? NGX_ERROR : v;
-    }
-
-    v = 0;
-
-    if (n > 1 && (p[n - 1] == 'k' || p[n - 1] == 'm' || p[n - 1] == 'g')) {
-        v = (p[n - 1] == 'k') ? 1000 : (p[n - 1] == 'm') ? 1000000
-                                                         : 1000000000;
-        n--;
-    }
-
-    v = ngx_atoi(p, n) * ngx_max(v, 1);
-
-    return (v <= 0 || v > (ngx_int_t) 1000000000000) ? NGX_ERROR : v * 1000;
-}
-
-
-/* zone=NAME rate=N/s|m|h burst=N quota=N/hour|day|month prompt=W cached=W
- * completion=W dry_run: one of them. */
-
-static ngx_int_t
-ngx_http_moe_limit_param(ngx_conf_t *cf, ngx_http_moe_limit_t *limit,
-    ngx_str_t *value)
-{
-    u_char      *p, *end, *slash;
-    int64_t      v;
-    ngx_str_t    name;
-    ngx_uint_t   i;
-
-    static const struct {
-        const char  *name;
-        size_t       offset;
-        ngx_uint_t   fraction;
-    } numbers[] = {
-        { "burst=", offsetof(ngx_http_moe_limit_t, burst), 0 },
-        { "prompt=", offsetof(ngx_http_moe_limit_t, prompt), 1 },
-        { "cached=", offsetof(ngx_http_moe_limit_t, cached), 1 },
-        { "completion=", offsetof(ngx_http_moe_limit_t, completion), 1 }
-    };
-
-    end = value->data + value->len;
-
-    if (ngx_strcmp(value->data, "dry_run") == 0) {
-        limit->dry_run = 1;
-        return NGX_OK;
-    }
-
-    if (ngx_strncmp(value->data, "zone=", 5) == 0) {
-        name.data = value->data + 5;
-        name.len = value->len - 5;
-        limit->zone = ngx_shared_memory_add(cf, &name, 0,
-                                            &ngx_http_moe_module);
-        return limit->zone ? NGX_OK : NGX_ERROR;
-    }
-
-    for (i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-        p = value->data + ngx_strlen(numbers[i].name);
-
-        if (ngx_strncmp(value->data, numbers[i].name,
-                        ngx_strlen(numbers[i].name)) == 0)
-        {
-            v = ngx_http_moe_limit_number(p, (size_t) (end - p),
-                                          numbers[i].fraction);
-            *(int64_t *) ((u_char *) limit + numbers[i].offset) = v;
-            return (v == NGX_ERROR) ? NGX_ERROR : NGX_OK;
-        }
-    }
-
-    slash = (u_char *) ngx_strchr(value->data, '/');
-
-    if (slash == NULL) {
+    ln = ngx_http_moe_limit_node(zone->data, key, &none);
+    if (ln == NULL) {
         return NGX_ERROR;
     }
 
-    if (ngx_strncmp(value->data, "rate=", 5) == 0) {
-        v = ngx_http_moe_limit_number(value->data + 5,
-                                      (size_t) (slash - value->data - 5), 0);
-        i = (ngx_strcmp(slash, "/s") == 0) ? 1000
-            : (ngx_strcmp(slash, "/m") == 0) ? 60000
-            : (ngx_strcmp(slash, "/h") == 0) ? 3600000 : 0;
+    ln->window = window;
+    ln->used = used;
 
-        if (v == NGX_ERROR || i == 0) {
-            return NGX_ERROR;
-        }
-
-        limit->rate = v;
-        limit->per = (int64_t) i;
-        return NGX_OK;
-    }
-
-    if (ngx_strncmp(value->data, "quota=", 6) == 0) {
-        limit->quota = ngx_http_moe_limit_number(value->data + 6,
-                           (size_t) (slash - value->data - 6), 0);
-        limit->period = (ngx_strcmp(slash, "/hour") == 0) ? NGX_HTTP_MOE_HOUR
-            : (ngx_strcmp(slash, "/day") == 0) ? NGX_HTTP_MOE_DAY
-            : (ngx_strcmp(slash, "/month") == 0) ? NGX_HTTP_MOE_MONTH : 0;
-
-        return (limit->quota == NGX_ERROR || limit->period == 0) ? NGX_ERROR
-                                                                 : NGX_OK;
-    }
-
-    return NGX_ERROR;
-}
-
-
-/* moe_limit_tokens zone=NAME ...; */
-
-char *
-ngx_http_moe_limit_tokens_conf(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_http_moe_loc_conf_t *mlcf = conf;
-
-    ngx_str_t             *value;
-    ngx_uint_t             i;
-    ngx_http_moe_limit_t  *limit;
-
-    if (mlcf->limits == NGX_CONF_UNSET_PTR) {
-        mlcf->limits = ngx_array_create(cf->pool, 2,
-                                        sizeof(ngx_http_moe_limit_t));
-        if (mlcf->limits == NULL) {
-            return NGX_CONF_ERROR;
-        }
-    }
-
-    limit = ngx_array_push(mlcf->limits);
-    if (limit == NULL) {
-        return NGX_CONF_ERROR;
-    }
-
-    ngx_memzero(limit, sizeof(ngx_http_moe_limit_t));
-    limit->prompt = 1000;
-    limit->cached = 1000;
-    limit->completion = 1000;
-
-    value = cf->args->elts;
-
-    for (i = 1; i < cf->args->nelts; i++) {
-        if (ngx_http_moe_limit_param(cf, limit, &value[i]) != NGX_OK) {
-            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                               "invalid parameter \"%V\" in "
-                               "\"moe_limit_tokens\"", &value[i]);
-            return NGX_CONF_ERROR;
-        }
-    }
-
-    if (limit->zone == NULL || (limit->rate == 0 && limit->quota == 0)) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"moe_limit_tokens\" needs zone= and rate= or "
-                           "quota=");
-        return NGX_CONF_ERROR;
-    }
-
-    if (limit->rate && limit->burst == 0) {
-        limit->burst = limit->rate;
-    }
-
-    return NGX_CONF_OK;
+    return NGX_OK;
 }

@@ -4,7 +4,7 @@
  *      moe_engine NAME { socket unix:/path; ... }      http
  *      moe_pass NAME;                                  location
  *      moe_health NAME;                                location
- *      moe_token_zone KEY zone=NAME:SIZE;              http
+ *      moe_token_zone KEY zone=NAME:SIZE [state=PATH]; http
  *      moe_limit_tokens zone=NAME ...;                 http, server, location
  *      moe_status prometheus;                          location
  *      moe_header_delay TIME;                          http, server, location
@@ -109,9 +109,9 @@ static ngx_command_t  ngx_http_moe_commands[] = {
       NULL },
 
     { ngx_string("moe_token_zone"),
-      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE2,
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE23,
       ngx_http_moe_token_zone,
-      0,
+      NGX_HTTP_MAIN_CONF_OFFSET,
       0,
       NULL },
 
@@ -563,7 +563,10 @@ ngx_http_moe_create_main_conf(ngx_conf_t *cf)
 
     if (ngx_array_init(&mmcf->engines, cf->pool, 2,
                        sizeof(ngx_http_moe_engine_t *))
-        != NGX_OK)
+        != NGX_OK
+        || ngx_array_init(&mmcf->token_zones, cf->pool, 2,
+                          sizeof(ngx_shm_zone_t *))
+           != NGX_OK)
     {
         return NULL;
     }
@@ -674,6 +677,8 @@ ngx_http_moe_init_process(ngx_cycle_t *cycle)
         return NGX_OK;
     }
 
+    ngx_http_moe_limit_state_start(mmcf, cycle->log);
+
     engine = mmcf->engines.elts;
 
     for (i = 0; i < mmcf->engines.nelts; i++) {
@@ -697,6 +702,12 @@ ngx_http_moe_exit_process(ngx_cycle_t *cycle)
 
     if (mmcf == NULL) {
         return;
+    }
+
+    if (ngx_process == NGX_PROCESS_WORKER
+        || ngx_process == NGX_PROCESS_SINGLE)
+    {
+        ngx_http_moe_limit_state_save(mmcf, cycle->log);
     }
 
     engine = mmcf->engines.elts;

@@ -138,6 +138,7 @@ struct ngx_http_moe_engine_s {
 
 typedef struct {
     ngx_array_t                engines;         /* ngx_http_moe_engine_t * */
+    ngx_array_t                token_zones;     /* ngx_shm_zone_t * */
 } ngx_http_moe_main_conf_t;
 
 typedef struct {
@@ -150,6 +151,55 @@ typedef struct {
     ngx_array_t               *cors;            /* origins; NULL: off */
     ngx_array_t               *limits;          /* see limit.c; NULL: none */
 } ngx_http_moe_loc_conf_t;
+
+
+/* Token budgets: the nodes of a zone are its keys'. */
+
+#define NGX_HTTP_MOE_KEY_MAX      1024
+
+typedef struct {
+    u_char                     color;
+    u_char                     dummy;
+    u_short                    len;
+    ngx_queue_t                queue;           /* most recent first */
+    ngx_msec_t                 last;            /* of `left` */
+    int64_t                    left;            /* in the bucket */
+    int64_t                    used;            /* of the quota */
+    ngx_uint_t                 window;          /* which `used` is about */
+    u_char                     data[1];
+} ngx_http_moe_limit_node_t;
+
+typedef struct {
+    ngx_rbtree_t               rbtree;
+    ngx_rbtree_node_t          sentinel;
+    ngx_queue_t                queue;
+} ngx_http_moe_limit_sh_t;
+
+typedef struct {
+    ngx_http_moe_limit_sh_t   *sh;
+    ngx_slab_pool_t           *shpool;
+    ngx_http_complex_value_t   key;
+    ngx_str_t                  state;           /* path; empty: none */
+} ngx_http_moe_limit_zone_t;
+
+enum {
+    NGX_HTTP_MOE_HOUR = 1,
+    NGX_HTTP_MOE_DAY,
+    NGX_HTTP_MOE_MONTH
+};
+
+typedef struct {
+    ngx_shm_zone_t            *zone;
+    int64_t                    rate;            /* in `per` ms; 0: none */
+    int64_t                    per;
+    int64_t                    burst;
+    int64_t                    quota;           /* 0: none */
+    ngx_uint_t                 period;
+    int64_t                    prompt;          /* weights */
+    int64_t                    cached;
+    int64_t                    completion;
+    ngx_uint_t                 dry_run;
+} ngx_http_moe_limit_t;
 
 
 /* JSON text that grows; a failed allocation is remembered, not reported. */
@@ -509,9 +559,22 @@ ngx_int_t ngx_http_moe_limit_begin(ngx_http_moe_ctx_t *ctx);
 ngx_int_t ngx_http_moe_limit_prompt(ngx_http_moe_ctx_t *ctx);
 ngx_int_t ngx_http_moe_limit_tokens(ngx_http_moe_ctx_t *ctx, ngx_uint_t n);
 ngx_int_t ngx_http_moe_limit_headers(ngx_http_moe_ctx_t *ctx);
+ngx_int_t ngx_http_moe_limit_init_zone(ngx_shm_zone_t *shm_zone,
+    void *data);
+ngx_int_t ngx_http_moe_limit_restore(ngx_shm_zone_t *zone, ngx_str_t *key,
+    ngx_uint_t window, int64_t used);
+
+/* limit_conf.c */
 char *ngx_http_moe_token_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 char *ngx_http_moe_limit_tokens_conf(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+
+/* limit_state.c */
+void ngx_http_moe_limit_state_start(ngx_http_moe_main_conf_t *mmcf,
+    ngx_log_t *log);
+void ngx_http_moe_limit_state_save(ngx_http_moe_main_conf_t *mmcf,
+    ngx_log_t *log);
+void ngx_http_moe_limit_state_load(ngx_shm_zone_t *zone);
 
 /* metrics.c */
 ngx_int_t ngx_http_moe_metrics_init(ngx_conf_t *cf);

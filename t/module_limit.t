@@ -53,11 +53,13 @@ conf_error(qr/duplicate moe_token_zone "keys"/, 'a zone twice',
            http => "$zone $zone");
 conf_error(qr/expected a name and at least/, 'a small zone',
            http => 'moe_token_zone $http_x_key zone=keys:1k;');
+conf_error(qr/expected state=path/, 'a state without a path',
+           http => 'moe_token_zone $http_x_key zone=keys:1m state=;');
 
 $moe->mock('--quiet');
 my %conf = (workers => 2, http => <<'CONF', server => <<'CONF2');
     moe_token_zone $http_x_key zone=keys:1m;
-    moe_token_zone $http_x_key zone=quota:1m;
+    moe_token_zone $http_x_key zone=quota:1m state=%%DIR%%/quota.state;
     moe_token_zone $http_x_key zone=weights:1m;
     moe_token_zone $http_x_key zone=dry:1m;
     moe_token_zone $http_x_key zone=fast:1m;
@@ -193,6 +195,27 @@ ask('keys', "many$_" . 'y' x 900, '{"prompt":"mock tokens=0"}')->response
     for 1 .. 1500;
 is ask('keys', 'last', text(10, 'tokens=1'))->response->{status}, 200,
    'a full zone makes room';
+
+# A quota outlives a restart, also of keys that are no text.
+my $odd = "\xff x";
+is ask('quota', $odd, text(100, 'tokens=400'))->response
+       ->{headers}{'x-ratelimit-remaining-tokens'}, 9500, 'a quota';
+$moe->stop_nginx;
+my $state = "$moe->{dir}/quota.state";
+like Moe::slurp($state), qr/^\d+ 500000 ff2078$/m, 'is in the file';
+open my $f, '>>', $state or die;
+print $f "nonsense\n1 2 3\n99 5 6162";
+close $f;
+$moe->nginx(%conf);
+$moe->wait_ready;
+is ask('quota', $odd, text(100, 'tokens=5'))->response
+       ->{headers}{'x-ratelimit-remaining-tokens'}, 9395,
+   'and is there after a restart';
+is ask('quota', 'a', text(10, 'tokens=1'))->response->{status}, 429,
+   'who had nothing left has nothing';
+like $moe->log, qr/state "\S+quota.state": 3 lines were left out/,
+     'broken lines are left out';
+$moe->allow_log(qr/lines were left out/);
 
 $moe->stop_nginx;
 like Moe::slurp("$moe->{dir}/moe.log"), qr{^/keys/completions budget$}m,
