@@ -250,7 +250,12 @@ open_device(struct cuda *c, struct err *e)
 {
     struct cudaDeviceProp p;
     int                   n = 0;
-    cudaError_t           rc = cudaGetDeviceCount(&n);
+
+    /* A kernel that is loaded when it is first launched would be so within a
+     * capture. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+
+    cudaError_t rc = cudaGetDeviceCount(&n);
 
     if (rc != cudaSuccess || n == 0) {
         return err_set(e, "backend \"cuda\": no GPU: %s",

@@ -10,6 +10,9 @@
  */
 #include "common.cuh"
 
+#include <assert.h>
+#include <string.h>
+
 
 static __global__ void
 embed_kernel(struct tensor y, const struct weight w, const uint32_t *ids)
@@ -230,7 +233,13 @@ cuda_gather(struct backend *b, struct tensor y, struct tensor x,
         return;
     }
 
-    CUDA_CHECK(cudaMemcpyAsync(c->rows, rows, n_rows * sizeof(*rows),
+    /* Through the pinned place that begin() left for it.  Its copy may be under
+     * way still, and take some of these along: they come again behind it. */
+    uint32_t *host = c->meta_host + (c->rows - c->meta);
+
+    assert(n_rows <= c->n_tok);
+    memcpy(host, rows, n_rows * sizeof(*rows));
+    CUDA_CHECK(cudaMemcpyAsync(c->rows, host, n_rows * sizeof(*rows),
                                cudaMemcpyHostToDevice, c->stream));
     cuda_launch(c, n_rows, CUDA_THREADS, 0, gather_kernel, y, x, c->rows, n);
 }
