@@ -13,6 +13,36 @@
 #include <unistd.h>
 
 
+/* What is quoted from a file may have line ends and other control bytes; and
+ * its last character may not have had room. */
+static void
+make_line(struct err *e)
+{
+    char  *p = e->text;
+    size_t n = strlen(p), lead = n;
+
+    for (size_t i = 0; i < n; i++) {
+        if ((unsigned char) p[i] < 0x20 || p[i] == 0x7f) {
+            p[i] = ' ';
+        }
+    }
+
+    if (n < sizeof(e->text) - 1) {
+        return;
+    }
+
+    do {
+        lead--;
+    } while (n - lead < 4 && ((unsigned char) p[lead] & 0xc0) == 0x80);
+
+    unsigned char c = (unsigned char) p[lead];
+
+    if (n - lead < (c >= 0xf0 ? 4u : c >= 0xe0 ? 3u : c >= 0xc0 ? 2u : 1u)) {
+        p[lead] = '\0';
+    }
+}
+
+
 int
 err_set(struct err *e, const char *fmt, ...)
 {
@@ -22,6 +52,7 @@ err_set(struct err *e, const char *fmt, ...)
         va_start(ap, fmt);
         vsnprintf(e->text, sizeof(e->text), fmt, ap);
         va_end(ap);
+        make_line(e);
     }
 
     return -1;
@@ -43,6 +74,8 @@ err_prefix(struct err *e, const char *fmt, ...)
             snprintf(e->text + n, sizeof(e->text) - (size_t) n, ": %s",
                      old.text);
         }
+
+        make_line(e);
     }
 
     return -1;
