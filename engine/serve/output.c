@@ -199,6 +199,11 @@ gather(void *ctx, enum parse_channel channel, const char *text, size_t n)
 
     o->said_channel = channel;
 
+    /* What the parser held comes first or, if a marker swallowed it, never. */
+    if (text != o->parse.held || channel != o->late_channel) {
+        o->n_late = 0;
+    }
+
     if (o->n_late > 0) {
         size_t late = n < o->n_late ? n : o->n_late;
 
@@ -222,6 +227,7 @@ static int
 show(struct serve_output *o, struct slice text)
 {
     o->n_late = o->n_ids > 0 ? o->parse.n_held : 0;
+    o->late_channel = (enum parse_channel) o->parse.channel;
 
     if (text.n > 0 && parse_text(&o->parse, text.p, text.n, gather, o) != 0) {
         return -1;

@@ -35,7 +35,8 @@ struct serve_output {
     struct buf          text;           /* of one token */
     struct buf          said;           /* of it what is to be shown ... */
     enum parse_channel  said_channel;   /* ... there */
-    size_t              n_late;         /* bytes to come of earlier tokens */
+    size_t              n_late;         /* held bytes of earlier tokens ... */
+    enum parse_channel  late_channel;   /* ... which are to come there */
     uint32_t            n_skip_tok;     /* known already: not to be sent */
     size_t              n_skip_text;    /* bytes of them */
 
