@@ -235,7 +235,8 @@ bench-cuda:
 asan:
 	$(MAKE) test BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS="-O1 -g"
 
-# One fuzzer after the other, FUZZ_SECONDS each.
+# One fuzzer after the other, FUZZ_SECONDS each; real templates to begin with.
+SEEDS_template = -max_len=20000 t/data/template/models
 .PHONY: fuzz fuzz-run
 fuzz:
 	$(call apt,clang libclang-rt-14-dev)
@@ -243,10 +244,11 @@ fuzz:
 	    SAN=address,undefined,fuzzer-no-link
 
 fuzz-run: $(FUZZ)
-	@set -e; for f in $(FUZZ); do echo "== $$(basename $$f)"; \
-	    mkdir -p $$f.corpus; \
-	    $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
-	        -artifact_prefix=$$f- $$f.corpus; done
+	@set -e; $(foreach f,$(FUZZ),echo "== $(notdir $f)"; \
+	    mkdir -p $f.corpus; \
+	    $f -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
+	        -print_final_stats=1 -artifact_prefix=$f- $f.corpus \
+	        $(SEEDS_$(notdir $f));)
 
 tsan:
 	$(MAKE) test BUILD=$(BUILD)/tsan SAN=thread CFLAGS="-O1 -g"
