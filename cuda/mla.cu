@@ -14,15 +14,19 @@
  *   softmax  running maximum and sum a head, in every warp
  *   values   O (16, n_latent) += P (16, 64) K  warp w has columns 16 (4i + w)
  *
- * and writes its part unscaled, with maximum and sum; combine_kernel() adds
- * the parts of a token up.  Scores are kept times log2 e, for exp2.
+ * Tokens of a prompt that follow one another share a table: of those a block
+ * takes TOKENS, with four warps each, which read the same page.
+ *
+ * A part is written unscaled, with maximum and sum; combine_kernel() adds the
+ * parts of a token up.  Scores are kept times log2 e, for exp2.
  */
 #include "common.cuh"
 #include "stream.cuh"
 
 #define HEADS           16
 #define WARPS           4
-#define THREADS         (WARPS * HW_WARP)
+#define THREADS         (WARPS * HW_WARP)   /* of a token */
+#define TOKENS          2                   /* of a prompt, in a block */
 #define PAGE            BACKEND_PAGE_TOK
 #define COLS_MAX        512             /* of values */
 #define GROUPS          (COLS_MAX / 16 / WARPS)
@@ -31,6 +35,7 @@
 #define Q_STRIDE(row)   ((row) + 8)
 #define P_STRIDE        (PAGE + 8)
 #define LOG2_E          1.44269504f
+#define NOBODY          0xffffffffu
 
 struct mla_args {
     struct mla        a;
@@ -41,11 +46,12 @@ struct mla_args {
     float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
     uint32_t          n_splits;
     uint32_t          n_stages;
+    uint32_t          n_tok;
 };
 
 /* Shared memory of mla_kernel(). */
 struct mla_room {
-    uint16_t *q;                /* (16, Q_STRIDE) bf16 */
+    uint16_t *q;                /* (16, Q_STRIDE) bf16, a token's own */
     uint16_t *p;                /* (16, P_STRIDE) bf16 */
     float    *max;              /* (WARPS, 16) */
     float    *sum;              /* (WARPS, 16) */
@@ -54,24 +60,33 @@ struct mla_room {
 
 
 static inline __device__ __host__ size_t
-room_bytes(uint32_t row, uint32_t n_stages)
+token_bytes(uint32_t row)
 {
     return (size_t) HEADS * (Q_STRIDE(row) + P_STRIDE) * 2
-           + 2 * WARPS * HEADS * sizeof(float)
-           + (size_t) n_stages * PAGE * row * 2;
+           + 2 * WARPS * HEADS * sizeof(float);
 }
 
 
+static inline __device__ __host__ size_t
+room_bytes(uint32_t row, uint32_t n_stages, uint32_t n_tok)
+{
+    return token_bytes(row) * n_tok + (size_t) n_stages * PAGE * row * 2;
+}
+
+
+/* Of this thread's token; pages come first. */
 static __device__ struct mla_room
-room_of(uint32_t row)
+room_of(uint32_t row, uint32_t n_stages)
 {
     struct mla_room r;
 
-    r.q = (uint16_t *) (void *) hw_shared();
+    r.kv = (uint16_t *) (void *) hw_shared();
+    r.q = (uint16_t *) (void *)
+          (hw_shared() + (size_t) n_stages * PAGE * row * 2
+           + threadIdx.x / THREADS * token_bytes(row));
     r.p = r.q + HEADS * Q_STRIDE(row);
     r.max = (float *) (void *) (r.p + HEADS * P_STRIDE);
     r.sum = r.max + WARPS * HEADS;
-    r.kv = (uint16_t *) (void *) (r.sum + WARPS * HEADS);
 
     return r;
 }
@@ -95,7 +110,9 @@ load_q(const struct mla_args &m, const struct mla_room &r, uint32_t t)
     uint32_t row = m.kv.row, pairs = row / 2;
     uint32_t head0 = blockIdx.z * HEADS;
 
-    for (uint32_t i = threadIdx.x; i < HEADS * pairs; i += THREADS) {
+    for (uint32_t i = threadIdx.x % THREADS; i < HEADS * pairs;
+         i += THREADS)
+    {
         uint32_t     h = i / pairs, k = i % pairs * 2;
         const float *q = m.a.q.data + m.a.q.stride * t
                          + (size_t) (head0 + h) * row + k;
@@ -117,7 +134,7 @@ load_page(const struct mla_args &m, const struct mla_room &r, uint32_t t,
                            + ((size_t) id * m.kv.n_layers + m.a.layer) * n;
     uint16_t      *to = r.kv + (size_t) stage * n;
 
-    for (uint32_t i = threadIdx.x * 8; i < n; i += THREADS * 8) {
+    for (uint32_t i = threadIdx.x * 8; i < n; i += blockDim.x * 8) {
         hw_copy16(to + i, from + i, true);
     }
 }
@@ -128,7 +145,8 @@ static __device__ void
 scores(float (&s)[2][4], const struct mla_args &m, const struct mla_room &r,
        const uint16_t *kv, uint32_t n_keys)
 {
-    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane(), row = m.kv.row;
+    uint32_t warp = threadIdx.x / HW_WARP % WARPS, l = hw_lane();
+    uint32_t row = m.kv.row;
     uint32_t key = warp * 16 + l / 16 * 8 + l % 8;
     float    scale = m.a.scale * LOG2_E;
 
@@ -161,13 +179,11 @@ struct running {
 };
 
 
-/* P = exp2(s - max), to shared memory; `rescale` is what the sums so far have
- * to be multiplied with. */
+/* This warp's largest score of each head, to shared memory. */
 static __device__ void
-soften(float (&s)[2][4], struct running *run, float (&rescale)[2],
-       const struct mla_room &r)
+put_max(const float (&s)[2][4], const struct mla_room &r)
 {
-    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+    uint32_t warp = threadIdx.x / HW_WARP % WARPS, l = hw_lane();
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -181,8 +197,16 @@ soften(float (&s)[2][4], struct running *run, float (&rescale)[2],
             r.max[warp * HEADS + l / 4 + half * 8] = max;
         }
     }
+}
 
-    __syncthreads();
+
+/* P = exp2(s - max), to shared memory; `rescale` is what the sums so far have
+ * to be multiplied with. */
+static __device__ void
+soften(float (&s)[2][4], struct running *run, float (&rescale)[2],
+       const struct mla_room &r)
+{
+    uint32_t warp = threadIdx.x / HW_WARP % WARPS, l = hw_lane();
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -206,8 +230,6 @@ soften(float (&s)[2][4], struct running *run, float (&rescale)[2],
                                     + l % 4 * 2) = hw_bf16x2(p0, p1);
         }
     }
-
-    __syncthreads();
 }
 
 
@@ -216,7 +238,7 @@ static __device__ void
 values(float (&o)[GROUPS][2][4], const float (&rescale)[2],
        const struct mla_args &m, const struct mla_room &r, const uint16_t *kv)
 {
-    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+    uint32_t warp = threadIdx.x / HW_WARP % WARPS, l = hw_lane();
 
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
@@ -247,11 +269,11 @@ values(float (&o)[GROUPS][2][4], const float (&rescale)[2],
 }
 
 
-/* The sum over all keys of each of this lane's two heads. */
+/* This warp's sum of each head, to shared memory. */
 static __device__ void
-whole_sums(struct running *run, const struct mla_room &r)
+put_sums(const struct running *run, const struct mla_room &r)
 {
-    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+    uint32_t warp = threadIdx.x / HW_WARP % WARPS, l = hw_lane();
 
     for (int half = 0; half < 2; half++) {
         float sum = run->sum[half];
@@ -263,14 +285,18 @@ whole_sums(struct running *run, const struct mla_room &r)
             r.sum[warp * HEADS + l / 4 + half * 8] = sum;
         }
     }
+}
 
-    __syncthreads();
 
+/* The sum over all keys of each of this lane's two heads. */
+static __device__ void
+whole_sums(struct running *run, const struct mla_room &r)
+{
     for (int half = 0; half < 2; half++) {
         run->sum[half] = 0;
 
         for (int w = 0; w < WARPS; w++) {
-            run->sum[half] += r.sum[w * HEADS + l / 4 + half * 8];
+            run->sum[half] += r.sum[w * HEADS + hw_lane() / 4 + half * 8];
         }
     }
 }
@@ -281,7 +307,7 @@ static __device__ void
 store(const float (&o)[GROUPS][2][4], const struct running *run,
       const struct mla_args &m, uint32_t t)
 {
-    uint32_t warp = threadIdx.x / HW_WARP, l = hw_lane();
+    uint32_t warp = threadIdx.x / HW_WARP % WARPS, l = hw_lane();
 
     for (int half = 0; half < 2; half++) {
         uint32_t h = blockIdx.z * HEADS + l / 4 + half * 8;
@@ -319,31 +345,33 @@ store(const float (&o)[GROUPS][2][4], const struct running *run,
 }
 
 
-static __global__ void __launch_bounds__(THREADS)
-mla_kernel(const struct mla_args m)
+/* Pages [from, to) of token t0's table, for all threads of the block; those of
+ * tokens that are not of it (t is NOBODY) keep the barriers company. */
+static __device__ void
+attend(const struct mla_args &m, uint32_t t0, uint32_t t, uint32_t from,
+       uint32_t to)
 {
-    uint32_t        t = blockIdx.x, from, to;
-    struct mla_room r = room_of(m.kv.row);
+    struct mla_room r = room_of(m.kv.row, m.n_stages);
     struct running  run = { { -INFINITY, -INFINITY }, { 0, 0 } };
+    uint32_t        n_all = t == NOBODY ? 0 : m.batch.pos[t] + 1;
     float           s[2][4], o[GROUPS][2][4], rescale[2];
 
-    hw_depend();
-    hw_release();
-    part_of(m, t, &from, &to);
     memset(o, 0, sizeof(o));
 
     if (from < to) {
-        load_page(m, r, t, from, 0);
+        load_page(m, r, t0, from, 0);
         hw_copy_commit();
-        load_q(m, r, t);
+
+        if (t != NOBODY) {
+            load_q(m, r, t);
+        }
     }
 
     for (uint32_t page = from; page < to; page++) {
         uint32_t stage = (page - from) % m.n_stages;
-        uint32_t n_keys = m.batch.pos[t] + 1 - page * PAGE;
 
         if (m.n_stages == 2 && page + 1 < to) {
-            load_page(m, r, t, page + 1, stage ^ 1);
+            load_page(m, r, t0, page + 1, stage ^ 1);
             hw_copy_commit();
             hw_copy_wait<1>();
 
@@ -354,20 +382,65 @@ mla_kernel(const struct mla_args m)
         __syncthreads();
 
         const uint16_t *kv = r.kv + (size_t) stage * PAGE * m.kv.row;
+        int             has_keys = n_all > page * PAGE;
 
-        scores(s, m, r, kv, n_keys);
-        soften(s, &run, rescale, r);
-        values(o, rescale, m, r, kv);
+        if (has_keys) {
+            scores(s, m, r, kv, n_all - page * PAGE);
+            put_max(s, r);
+        }
+
+        __syncthreads();
+
+        if (has_keys) {
+            soften(s, &run, rescale, r);
+        }
+
+        __syncthreads();
+
+        if (has_keys) {
+            values(o, rescale, m, r, kv);
+        }
+
         __syncthreads();
 
         if (m.n_stages == 1 && page + 1 < to) {
-            load_page(m, r, t, page + 1, 0);
+            load_page(m, r, t0, page + 1, 0);
             hw_copy_commit();
         }
     }
 
-    whole_sums(&run, r);
-    store(o, &run, m, t);
+    put_sums(&run, r);
+    __syncthreads();
+
+    if (t != NOBODY) {
+        whole_sums(&run, r);
+        store(o, &run, m, t);
+    }
+
+    __syncthreads();
+}
+
+
+static __global__ void __launch_bounds__(TOKENS * THREADS)
+mla_kernel(const struct mla_args m)
+{
+    uint32_t n = blockDim.x / THREADS, first = blockIdx.x * n, from, to;
+    uint32_t end = min(first + n, m.n_tok), t = first + threadIdx.x / THREADS;
+
+    hw_depend();
+    hw_release();
+
+    /* One table after the other, though most often there is one: tokens of a
+     * sequence share it, and the last of them has most pages. */
+    for (uint32_t t0 = first, t1; t0 < end; t0 = t1) {
+        for (t1 = t0 + 1; t1 < end && m.batch.table[t1] == m.batch.table[t0];
+             t1++)
+        {
+        }
+
+        part_of(m, t1 - 1, &from, &to);
+        attend(m, t0, t >= t0 && t < t1 ? t : NOBODY, from, to);
+    }
 }
 
 
@@ -580,12 +653,13 @@ make_args(struct cuda *c, const struct mla *a, struct mla_args *m)
     m->n_splits = 1;
 
     if (m->kv.dtype == DTYPE_F32 || a->n_latent > COLS_MAX
-        || room_bytes(m->kv.row, 1) > c->shared_max)
+        || room_bytes(m->kv.row, 1, 1) > c->shared_max)
     {
         return -1;
     }
 
-    m->n_stages = room_bytes(m->kv.row, 2) <= c->shared_max ? 2 : 1;
+    m->n_stages = room_bytes(m->kv.row, 2, 1) <= c->shared_max ? 2 : 1;
+    m->n_tok = c->n_tok;
     m->n_splits = choose_splits(c, a);
     m->parts = c->scratch;
     m->stats = m->parts + (size_t) c->n_tok * a->n_heads * m->n_splits
@@ -595,12 +669,18 @@ make_args(struct cuda *c, const struct mla *a, struct mla_args *m)
 }
 
 
+/* Of many tokens most follow one another. */
 static void
 launch_mla(struct cuda *c, const struct mla_args *m)
 {
-    cuda_launch(c, dim3(c->n_tok, m->n_splits,
+    uint32_t n = m->n_splits == 1 && c->n_tok > 64
+                 && room_bytes(m->kv.row, m->n_stages, TOKENS)
+                    <= c->shared_max ? TOKENS : 1;
+
+    cuda_launch(c, dim3(cuda_div_up(c->n_tok, n), m->n_splits,
                         cuda_div_up(m->a.n_heads, HEADS)),
-                THREADS, room_bytes(m->kv.row, m->n_stages), mla_kernel, *m);
+                n * THREADS, room_bytes(m->kv.row, m->n_stages, n),
+                mla_kernel, *m);
 }
 
 
