@@ -28,6 +28,8 @@ sub spawn {
     my ($self, $log, @cmd) = @_;
     my $pid = fork // die "fork: $!";
     if (!$pid) {
+        # A shell in the background has it ignored, for good.
+        $SIG{INT} = 'DEFAULT';
         open STDIN, '<', '/dev/null';
         open STDOUT, '>>', "$self->{dir}/$log" or POSIX::_exit(126);
         open STDERR, '>&', \*STDOUT;
