@@ -151,8 +151,10 @@ shows('and ends', $idle);
 
 $moe->allow_log(qr/the engine is gone/);
 ask('mock tokens=20 delay_ms=20 at=5 close');
-shows('an engine that goes away in the middle is shown',
-      "$problem.textContent.length > 10");
+shows('of an engine that goes away in the middle nothing is seen',
+      "$idle && !$last.querySelector('.problem p')?.textContent && $last"
+      . ".querySelector('.text').textContent.trim() === '"
+      . join(' ', map { "w$_" } 0 .. 19) . "'");
 $moe->wait_ready;
 
 
