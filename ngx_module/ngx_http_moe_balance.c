@@ -23,6 +23,7 @@
 static ngx_int_t ngx_http_moe_balance_usable(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_peer_t *peer);
 static uint64_t ngx_http_moe_balance_load(ngx_http_moe_channel_t *ch);
+static uint32_t ngx_http_moe_balance_mix(uint32_t key, uint32_t i);
 static uint32_t ngx_http_moe_balance_key(ngx_http_moe_ctx_t *ctx);
 
 
@@ -78,8 +79,7 @@ ngx_http_moe_balance(ngx_http_moe_ctx_t *ctx, ngx_http_moe_channel_t **ch)
         }
 
         if (by_prefix) {
-            weight = key ^ (uint32_t) i;
-            weight = ngx_murmur_hash2((u_char *) &weight, sizeof(uint32_t));
+            weight = ngx_http_moe_balance_mix(key, (uint32_t) i);
 
             if (load[i] <= ngx_http_moe_bound(total, n)
                 && (*ch == NULL || weight > best_weight))
@@ -162,6 +162,21 @@ ngx_http_moe_balance_load(ngx_http_moe_channel_t *ch)
 }
 
 
+/* MurmurHash3's last steps, which spread a difference in one bit over all. */
+
+static uint32_t
+ngx_http_moe_balance_mix(uint32_t key, uint32_t i)
+{
+    uint32_t  h;
+
+    h = key ^ (i * 0x9e3779b9);
+    h = (h ^ (h >> 16)) * 0x85ebca6b;
+    h = (h ^ (h >> 13)) * 0xc2b2ae35;
+
+    return h ^ (h >> 16);
+}
+
+
 static uint32_t
 ngx_http_moe_balance_key(ngx_http_moe_ctx_t *ctx)
 {
@@ -169,7 +184,7 @@ ngx_http_moe_balance_key(ngx_http_moe_ctx_t *ctx)
 
     n = ngx_min(ctx->params.abi.n_body, NGX_HTTP_MOE_PREFIX_BYTES);
 
-    return ngx_murmur_hash2(ctx->payload + sizeof(struct abi_request), n);
+    return ngx_crc32_long(ctx->payload + sizeof(struct abi_request), n);
 }
 
 
