@@ -115,6 +115,10 @@ link = @mkdir -p $(@D); echo $(1) $< -o $@; $(1) $(ALL_CFLAGS) -Wno-missing-prot
 $(O)/t/unit/%: t/unit/%.c $(O)/libmoe.a
 	$(call link,$(CC),-lcmocka)
 
+# Its allocations, and those of all that it is linked with, go through it.
+$(O)/t/unit/nomem: LDFLAGS += $(foreach f,malloc calloc realloc free, \
+                                -Wl,--wrap=$(f))
+
 $(O)/t/kernel/%: t/kernel/%.c $(O)/libmoe.a
 	$(call link,$(CC),-lcmocka)
 
