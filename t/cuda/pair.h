@@ -45,11 +45,15 @@ is_emulated(void)
 }
 
 
-/* What takes its time there, or under a sanitizer, is left out. */
+/* What takes its time, in the emulation (without LONG=1) or under a
+ * sanitizer, is left out. */
 static inline int
 is_small(void)
 {
-    return is_emulated() || getenv("MOE_TEST_SMALL") != NULL;
+    const char *is_long = getenv("LONG");
+
+    return (is_emulated() && (is_long == NULL || *is_long == '\0'))
+           || getenv("MOE_TEST_SMALL") != NULL;
 }
 
 
