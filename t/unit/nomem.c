@@ -1,8 +1,8 @@
 /*
  * Every allocation of the parsers fails once: they then say that there is no
  * memory, or do without, and nothing is left behind.  The linker sends all
- * allocations of the engine here (see the Makefile).  jansson's are counted, but
- * do not fail: it has assertions that then do.
+ * allocations of the engine here (see the Makefile).  jansson's are counted,
+ * but do not fail: it has assertions that then do.
  */
 #include "json_util.h"
 #include "safetensors.h"
@@ -209,10 +209,12 @@ tokenizer_json(void **state)
         "\"behavior\":\"Isolated\",\"invert\":false},"
         "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":"
         "\"always\",\"split\":false}]},"
-        "\"model\":{\"type\":\"BPE\",\"unk_token\":\"u\",\"byte_fallback\":true,"
+        "\"model\":{\"type\":\"BPE\",\"unk_token\":\"u\","
+        "\"byte_fallback\":true,"
         "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"<0xC3>\":3,\"abab\":4,\"u\":5},"
         "\"merges\":[\"a b\",[\"ab\",\"ab\"]]},"
-        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\","
+        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":["
+        "{\"type\":\"Replace\","
         "\"pattern\":{\"String\":\"_\"},\"content\":\" \"},"
         "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]},"
         "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{"
