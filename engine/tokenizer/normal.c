@@ -7,6 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A text may become so many times longer, and this much besides.  NFKD makes
+ * 11 bytes of one, a space becomes three; but steps multiply, and a file could
+ * make any amount of a letter. */
+#define GROWTH          64
+#define GROWTH_BYTES    65536
+
 
 static int
 replace_matches(const struct normal_step *s, struct pattern_iter *it,
@@ -125,17 +131,25 @@ int
 normal_run(const struct normal *t, struct pattern_work *w, struct buf two[2],
            struct slice in, struct slice *out, struct err *e)
 {
-    int which = 0;
+    int    which = 0;
+    size_t max;
+
+    if (size_mul(in.n, GROWTH, &max) != 0
+        || size_add(max, GROWTH_BYTES, &max) != 0)
+    {
+        return err_set(e, "normalizer: text of %zu bytes", in.n);
+    }
 
     for (int i = 0; i < t->n && in.n > 0; i++) {
         struct buf *b = &two[which];
 
         buf_reset(b);
+        b->cap_max = b->cap > max ? b->cap : max;
 
         int rc = step(&t->steps[i], w, &in, b, e);
 
         if (rc < 0) {
-            return -1;
+            return err_prefix(e, "normalizer, at most %zu bytes", max);
         }
 
         if (rc == 0) {
