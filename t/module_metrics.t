@@ -123,6 +123,14 @@ is $m->{'moe_missed_wakeups_total{engine="main"}'}, 0, 'none was missed';
 is $m->{'moe_requests_total{engine="idle",finish="stop"}'}, 0,
    'nothing for the other engine';
 
+# The dashboard asks for nothing that is not there.
+my $board = Moe::slurp("$Moe::root/conf/grafana.json");
+my @unknown = grep { my $name = $_; !grep { /^\Q$name\E\{/ } keys %$m }
+              map { $_->{expr} =~ /\b(moe_\w+)/g }
+              map { @{ $_->{targets} } }
+              @{ JSON::PP::decode_json($board)->{panels} };
+is "@unknown", '', 'conf/grafana.json asks for metrics that there are';
+
 $moe->reload;
 await_workers();
 is metrics()->{'moe_requests_total{engine="main",finish="stop"}'}, 20,
