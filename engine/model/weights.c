@@ -706,20 +706,26 @@ failed:
 }
 
 
+/* Elements [at, at + n) of a matrix of random numbers; two a number mixed. */
+static void
+random_rows(const struct source *s, uint64_t at, size_t n, float *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint64_t two = mix(s->seed + (at + i) / 2);
+        uint32_t bits = (uint32_t) ((at + i) % 2 ? two >> 32 : two);
+
+        out[i] = (float) (int32_t) bits * 0x1p-31f * s->range;
+    }
+}
+
+
 /* Rows [row, row + n) of a matrix as FP32. */
 static int
 read_rows(const struct weights_loader *l, const struct source *s,
           uint32_t n_cols, uint32_t row, uint32_t n, float *out)
 {
     if (s->tensor == NULL) {
-        uint64_t at = (uint64_t) row * n_cols;
-
-        for (size_t i = 0; i < (size_t) n * n_cols; i++) {
-            double u = (double) (mix(s->seed + at + i) >> 40) / (1 << 23) - 1;
-
-            out[i] = (float) u * s->range;
-        }
-
+        random_rows(s, (uint64_t) row * n_cols, (size_t) n * n_cols, out);
         return 0;
     }
 
