@@ -268,6 +268,7 @@ struct backend {
     const char               *name;     /* "cpu" */
     char                      kernels[64];  /* "avx512, 2 threads" */
     int                       n_threads;    /* that each() runs on */
+    int                       host_memory;  /* alloc() gives the host's */
 };
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",

@@ -24,6 +24,7 @@ struct shard {
     const char                *name;
     const uint8_t             *map;
     size_t                     n_bytes;
+    uint64_t                   changed_ns;
     json_t                    *header;
     struct safetensors_tensor *tensors;     /* by offset, then by name */
     size_t                     n;
@@ -58,6 +59,20 @@ static const struct {
     [SAFETENSORS_U64]     = { "U64", 8 },
     [SAFETENSORS_F64]     = { "F64", 8 }
 };
+
+
+uint64_t
+safetensors_id(const struct safetensors *s)
+{
+    uint64_t id = s->n_shards;
+
+    for (size_t i = 0; i < s->n_shards; i++) {
+        id = (id ^ s->shards[i].n_bytes) * 0x9e3779b97f4a7c15u;
+        id = (id ^ id >> 31 ^ s->shards[i].changed_ns) * 0xbf58476d1ce4e5b9u;
+    }
+
+    return id ^ id >> 31;
+}
 
 
 const char *
@@ -328,6 +343,8 @@ shard_open(struct shard *s, const char *dir, const char *name, struct err *e)
 
     s->map = map;
     s->n_bytes = (size_t) st.st_size;
+    s->changed_ns = (uint64_t) st.st_mtim.tv_sec * 1000000000u
+                    + (uint64_t) st.st_mtim.tv_nsec;
 
     return shard_parse(s, e) == 0 ? 0 : err_prefix(e, "%s", path);
 }

@@ -49,6 +49,9 @@ size_t safetensors_n(const struct safetensors *s);
 const struct safetensors_tensor *
 safetensors_at(const struct safetensors *s, size_t i);
 
+/* A number that changes when a file does: by sizes and times of change. */
+uint64_t safetensors_id(const struct safetensors *s);
+
 const char *safetensors_dtype_name(enum safetensors_dtype t);
 
 /* Elements [at, at + n) as FP32; at + n is within the tensor.  0, or -1: its

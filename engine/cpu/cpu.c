@@ -633,6 +633,7 @@ cpu_open(const char *name, int n_threads, struct err *e)
     c->k = k;
     c->b.ops = &ops;
     c->b.name = "cpu";
+    c->b.host_memory = 1;
     c->pool = pool_create(n_threads, e);
 
     if (c->pool == NULL) {

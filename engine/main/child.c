@@ -75,6 +75,7 @@ load_model(const struct main_options *o, struct err *e)
                    ? o->backend : strcmp(o->backend, "auto") == 0
                    ? "auto:deterministic" : "cuda:deterministic",
         .quant = o->quant,
+        .pack_dir = o->pack_cache,
         .n_threads = (int) o->threads,
         .max_batch_tok = (int) o->max_batch_tok,
         .max_batch_rows = (int) o->max_seqs,

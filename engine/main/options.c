@@ -55,6 +55,8 @@ static const struct option table[] = {
       "compute threads; 0: one per core" },
     { "quant", "TYPE", OPTION_CHOICE, OFF(quant), "bf16", 0, 0,
       "f32|bf16|int8|int4|fp8", "how weights are kept" },
+    { "pack-cache", "DIR", OPTION_STRING, OFF(pack_cache), NULL, 0, 0, NULL,
+      "where packed weights are kept for the next start" },
     { "max-seqs", "N", OPTION_INT, OFF(max_seqs), "64", 1, 1024, NULL,
       "sequences that run at once" },
     { "max-queue", "N", OPTION_INT, OFF(max_queue), "256", 1, 65536, NULL,

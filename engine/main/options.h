@@ -16,6 +16,7 @@ struct main_options {
     const char *name;           /* NULL: the directory's */
     const char *backend;
     const char *quant;
+    const char *pack_cache;     /* NULL: none */
     const char *log_level;
     int64_t     socket_mode;
     int64_t     allow_uid;      /* -1: any */

@@ -245,7 +245,7 @@ int config_eval(const struct config *c, const char *expr, uint64_t *out);
 void config_freqs(const struct config *c, float *freqs, float *scale);
 
 
-/* model/weights.c */
+/* model/plan.c and model/weights.c */
 
 struct weights {
     struct globals  globals;
@@ -261,6 +261,8 @@ struct weights_source {
     const char     *dir;
     int64_t         random_seed;        /* >= 0: no files */
     enum dtype      dtype;
+    const char     *quant;              /* its name */
+    const char     *pack_dir;           /* of images, or NULL; see pack.h */
     void          (*progress)(void *ctx, uint64_t done, uint64_t all);
     void           *progress_ctx;
 };

@@ -402,7 +402,9 @@ load(struct model *m, const struct model_options *o, struct err *e)
 {
     const char           *quant = o->quant ? o->quant : quants[0].name;
     struct weights_source src = {
-        o->dir, o->random_seed, DTYPE_BF16, o->progress, o->progress_ctx
+        .dir = o->dir, .random_seed = o->random_seed, .quant = quant,
+        .pack_dir = o->pack_dir, .progress = o->progress,
+        .progress_ctx = o->progress_ctx
     };
 
     if (parse_quant(quant, &src.dtype, e) != 0
@@ -416,6 +418,10 @@ load(struct model *m, const struct model_options *o, struct err *e)
 
     if (m->b == NULL) {
         return -1;
+    }
+
+    if (!m->b->host_memory) {
+        src.pack_dir = NULL;    /* only the host's memory can be kept */
     }
 
     struct weights_loader *l = weights_plan(&m->w, m->b, &m->c, m->f, &src, e);

@@ -28,6 +28,7 @@ struct model_options {
     const char *dir;
     const char *backend;        /* "cpu"; NULL = that */
     const char *quant;          /* bf16 (NULL), f32, int8, int4 */
+    const char *pack_dir;       /* where packed weights are kept; NULL */
     int         n_threads;      /* 0 = one per core */
     int         max_batch_tok;  /* tokens of one forward call, in all */
     int         max_batch_rows; /* rows of logits of one forward call */

@@ -10,9 +10,10 @@
  * bandwidth; for a prompt, the products with weights (attention is not counted)
  * over the peak of the best multiply-add.
  *
- * A figure is the best of five runs, which together take SECONDS: a neighbour on
- * the machine can only take away.  THREADS, QUANT and BACKEND are the engine's
- * options; SHAPE runs only the shape of that name.
+ * A figure is the best of five runs, which together take SECONDS: a neighbour
+ * on the machine can only take away.  THREADS, QUANT and BACKEND are the
+ * engine's options, PACK_CACHE is its directory of packed weights; SHAPE runs
+ * only the shape of that name.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,7 +121,7 @@ prefill(struct model *m, int n)
 
 /* A directory without weights gets random ones. */
 static struct model *
-load(const char *dir)
+load(const char *shape, const char *dir)
 {
     struct err  e = { "" };
     const char *threads = getenv("THREADS");
@@ -135,8 +136,9 @@ load(const char *dir)
         .max_batch_tok = PROMPT, .max_batch_rows = MAX_SEQS,
         .random_seed = access(one, R_OK) == 0 || access(many, R_OK) == 0
                        ? -1 : 1,
-        .max_seqs = MAX_SEQS
+        .max_seqs = MAX_SEQS, .pack_dir = getenv("PACK_CACHE")
     };
+    uint64_t      start = clock_us();
     struct model *m = model_load(&o, &e);
 
     if (m == NULL) {
@@ -145,6 +147,7 @@ load(const char *dir)
     }
 
     fprintf(stderr, "# %s: %s\n", dir, model_info(m)->plan);
+    line(shape, "load", (double) (clock_us() - start) / 1e6, "s");
 
     return m;
 }
@@ -214,7 +217,7 @@ measure_decode(const char *shape, struct model *m)
 static void
 measure(const char *shape, const char *dir)
 {
-    struct model *m = load(dir);
+    struct model *m = load(shape, dir);
 
     if (m == NULL) {
         return;
