@@ -39,7 +39,7 @@
 #include <stdint.h>
 
 #define ABI_MAGIC           0x31454f4d78676eULL     /* "ngxMOE1" */
-#define ABI_MAJOR           1       /* differs: refused */
+#define ABI_MAJOR           2       /* differs: refused */
 #define ABI_MINOR           0       /* the smaller of both is spoken */
 
 /* Feature bits: both sides send theirs, the AND of them is used. */
@@ -61,6 +61,7 @@
 #define ABI_BIASES_MAX      1024
 #define ABI_TOP_LOGPROBS_MAX 20
 #define ABI_NAME_MAX        128
+#define ABI_SALT_MAX        1024    /* bytes */
 
 
 /*
@@ -97,7 +98,12 @@ struct abi_page {
     uint64_t    n_prompt_tok;   /* ever read */
     uint64_t    n_output_tok;   /* ever generated */
     uint64_t    n_steps;        /* forward passes ever */
-    uint64_t    pad5[6];
+    uint64_t    n_queued_tok;   /* prompt tokens of the jobs that wait */
+    uint64_t    max_queued_tok;
+    uint64_t    n_prefix_queries_tok;   /* ever looked up in the cache ... */
+    uint64_t    n_prefix_hits_tok;      /* ... and found there */
+    uint64_t    n_preemptions;  /* jobs that had to give their pages back */
+    uint64_t    pad5;
 
     uint8_t     rest[ABI_PAGE_BYTES - 6 * 128];
 };
@@ -201,6 +207,7 @@ struct abi_credit {
  *   body            n_body bytes, padded to 8
  *   biases          n_biases  * struct abi_bias
  *   stops           n_stops   * (uint32_t n; bytes, padded to 4)
+ *   salt            n_salt bytes, padded to 4
  *   resumes         n_resumes * (struct abi_resume; n_tok * uint32_t)
  *
  * `body` of a CHAT is a JSON object of the template's variables: "messages"
@@ -213,6 +220,10 @@ struct abi_credit {
  * was lost (D5): each choice says which tokens it had and how many bytes of
  * text.  Those are read like a prompt, and events tell only what follows them.
  * A seed is given then, lest the rest be of another mind.
+ *
+ * Two requests share what the prefix cache has of their prompts if their salts
+ * are the same: it names the tenant, who cannot find out by the clock what
+ * another one has asked.
  *
  * A parameter whose bit is not in `given` takes the model's default
  * (generation_config.json), then OpenAI's.
@@ -258,6 +269,11 @@ struct abi_request {
     uint32_t    n_biases;
     uint32_t    n_stops;
     uint32_t    n_resumes;      /* 0 or n_choices */
+    uint32_t    n_salt;         /* bytes, 0 .. ABI_SALT_MAX */
+    int32_t     priority;       /* lower goes first; 0 unless somebody cares */
+    uint32_t    deadline_ms;    /* from arrival to the first token, else it
+                                   ends in an error; 0: none */
+    uint32_t    zero;
 };
 
 struct abi_resume {
@@ -337,7 +353,8 @@ enum abi_error_code {
     ABI_E_CONTEXT = 2,          /* 400 context_length_exceeded */
     ABI_E_BUSY = 3,             /* 429, Retry-After */
     ABI_E_UNAVAILABLE = 4,      /* 503, Retry-After: draining, lost */
-    ABI_E_INTERNAL = 5          /* 500 server_error */
+    ABI_E_INTERNAL = 5,         /* 500 server_error */
+    ABI_E_DEADLINE = 6          /* 504: deadline_ms went by */
 };
 
 struct abi_error {
@@ -356,7 +373,7 @@ static_assert(sizeof(struct abi_welcome) == 312, "abi_welcome");
 static_assert(sizeof(struct abi_refuse) == 264, "abi_refuse");
 static_assert(sizeof(struct abi_frame) == 16, "abi_frame");
 static_assert(sizeof(struct abi_credit) == 8, "abi_credit");
-static_assert(sizeof(struct abi_request) == 80, "abi_request");
+static_assert(sizeof(struct abi_request) == 96, "abi_request");
 static_assert(sizeof(struct abi_bias) == 8, "abi_bias");
 static_assert(sizeof(struct abi_resume) == 16, "abi_resume");
 static_assert(sizeof(struct abi_start) == 16, "abi_start");

@@ -735,6 +735,12 @@ ngx_http_moe_slot_failed(ngx_http_moe_ctx_t *ctx, const struct abi_error *e,
         retry = retry ? retry : 2;
         break;
 
+    case ABI_E_DEADLINE:
+        status = NGX_HTTP_GATEWAY_TIME_OUT;
+        code = "deadline_exceeded";
+        retry = 0;
+        break;
+
     default:
         status = NGX_HTTP_INTERNAL_SERVER_ERROR;
         code = "internal_error";

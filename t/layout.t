@@ -30,7 +30,9 @@ my %both = map { $_ => 1 } qw(json_util safetensors);
 # Words of struct abi_page that move while two processes look at them.
 my $shared = join '|', qw(tail head wake_at heartbeat state n_running n_queued
                           max_running max_queued kv_pages kv_pages_used
-                          n_prompt_tok n_output_tok n_steps);
+                          n_prompt_tok n_output_tok n_steps
+                          n_queued_tok max_queued_tok n_prefix_queries_tok
+                          n_prefix_hits_tok n_preemptions);
 
 my $banned = qr/\b(?:strcpy|strcat|strncpy|strncat|sprintf|vsprintf|gets|atoi
                    |atol|atoll|atof|alloca|strtok)\s*\(/x;

@@ -100,7 +100,8 @@ for (['invalid', 400, 'invalid_value'],
      ['context', 400, 'context_length_exceeded'],
      ['busy', 429, 'engine_overloaded'],
      ['unavailable', 503, 'engine_unavailable'],
-     ['internal', 500, 'internal_error']) {
+     ['internal', 500, 'internal_error'],
+     ['deadline', 504, 'deadline_exceeded']) {
     my ($kind, $status, $code) = @$_;
     error_of($moe->post(whole("error=$kind")), $status, $code, "ERROR $kind");
     my $c = $moe->client->request('POST', chat("error=$kind"));

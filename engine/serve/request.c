@@ -51,6 +51,7 @@ static const struct range ranges[] = {
       RANGE_UINT },
     { "logit_bias", 0, OFF(n_biases), 0, ABI_BIASES_MAX, RANGE_UINT },
     { "stop", 0, OFF(n_stops), 0, ABI_STOPS_MAX, RANGE_UINT },
+    { "cache_salt", 0, OFF(n_salt), 0, ABI_SALT_MAX, RANGE_UINT },
 };
 
 
@@ -280,6 +281,39 @@ check_kind(const struct serve_request *r, uint32_t n_vocab,
 }
 
 
+/* Everything behind the head. */
+static int
+take_tail(struct serve_request *r, struct slice *s, uint32_t n_vocab,
+          struct serve_refusal *why)
+{
+    r->body.n = r->abi.n_body;
+    r->body.p = take(s, r->body.n, 8);
+    r->biases = r->body.p == NULL ? NULL
+                : take(s, r->abi.n_biases * sizeof(struct abi_bias), 8);
+
+    if (r->biases == NULL) {
+        return broken(why, "body is cut off");
+    }
+
+    if (check_biases(r, n_vocab, why) != 0 || take_stops(r, s, why) != 0) {
+        return -1;
+    }
+
+    r->salt.n = r->abi.n_salt;
+    r->salt.p = take(s, r->salt.n, 4);
+
+    if (r->salt.p == NULL) {
+        return broken(why, "salt is cut off");
+    }
+
+    if (take_resumes(r, s, n_vocab, why) != 0) {
+        return -1;
+    }
+
+    return s->n == 0 ? 0 : broken(why, "surplus bytes");
+}
+
+
 int
 serve_request_parse(const char *p, size_t n, uint32_t n_vocab,
                     struct serve_request *r, struct serve_refusal *why)
@@ -297,32 +331,16 @@ serve_request_parse(const char *p, size_t n, uint32_t n_vocab,
 
     if (r->abi.n_bytes != n
         || (r->abi.given & ~(uint32_t) ABI_GIVEN_ALL) != 0
-        || (r->abi.flags & ~(uint32_t) ABI_FLAG_ALL) != 0)
+        || (r->abi.flags & ~(uint32_t) ABI_FLAG_ALL) != 0
+        || r->abi.zero != 0)
     {
         return broken(why, "head");
     }
 
-    if (check_ranges(&r->abi, why) != 0) {
-        return -1;
-    }
-
-    r->body.n = r->abi.n_body;
-    r->body.p = take(&s, r->body.n, 8);
-    r->biases = r->body.p == NULL ? NULL
-                : take(&s, r->abi.n_biases * sizeof(struct abi_bias), 8);
-
-    if (r->biases == NULL) {
-        return broken(why, "body is cut off");
-    }
-
-    if (check_biases(r, n_vocab, why) != 0 || take_stops(r, &s, why) != 0
-        || take_resumes(r, &s, n_vocab, why) != 0)
+    if (check_ranges(&r->abi, why) != 0
+        || take_tail(r, &s, n_vocab, why) != 0)
     {
         return -1;
-    }
-
-    if (s.n != 0) {
-        return broken(why, "surplus bytes");
     }
 
     return check_kind(r, n_vocab, why);

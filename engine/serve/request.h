@@ -36,6 +36,7 @@ struct serve_request {
     struct slice        body;   /* this and below: borrowed from the bytes */
     const char         *biases; /* abi.n_biases * struct abi_bias, unaligned */
     struct slice        stops[ABI_STOPS_MAX];
+    struct slice        salt;
     struct serve_resume resumes[ABI_CHOICES_MAX];   /* zeros: from the start */
 };
 

@@ -36,7 +36,12 @@ LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
             sum += (uint8_t) r.stops[i].p[r.stops[i].n - 1];
         }
 
-        if (r.abi.n_choices < 1 || r.abi.n_choices > ABI_CHOICES_MAX
+        for (size_t i = 0; i < r.salt.n; i++) {
+            sum += (uint8_t) r.salt.p[i];
+        }
+
+        if (r.salt.n > ABI_SALT_MAX || r.abi.n_choices < 1
+            || r.abi.n_choices > ABI_CHOICES_MAX
             || sum > UINT32_MAX * 2048ULL)
         {
             abort();

@@ -407,7 +407,7 @@ static const struct field {
     const void *value;
 } fields[] = {
     FIELD(n_bytes, uint32_t, 0), FIELD(n_bytes, uint32_t, UINT32_MAX),
-    FIELD(n_bytes, uint32_t, 80), FIELD(kind, uint32_t, 0),
+    FIELD(n_bytes, uint32_t, 96), FIELD(kind, uint32_t, 0),
     FIELD(kind, uint32_t, 4), FIELD(kind, uint32_t, UINT32_MAX),
     FIELD(n_choices, uint32_t, 0), FIELD(n_choices, uint32_t, 9),
     FIELD(n_choices, uint32_t, UINT32_MAX), FIELD(given, uint32_t, 0x80),
@@ -431,7 +431,9 @@ static const struct field {
     FIELD(n_biases, uint32_t, 0x20000000), FIELD(n_stops, uint32_t, 1),
     FIELD(n_stops, uint32_t, 17), FIELD(n_stops, uint32_t, UINT32_MAX),
     FIELD(n_resumes, uint32_t, 1), FIELD(n_resumes, uint32_t, 2),
-    FIELD(n_resumes, uint32_t, UINT32_MAX)
+    FIELD(n_resumes, uint32_t, UINT32_MAX), FIELD(n_salt, uint32_t, 1),
+    FIELD(n_salt, uint32_t, ABI_SALT_MAX + 1),
+    FIELD(n_salt, uint32_t, UINT32_MAX), FIELD(zero, uint32_t, 1)
 };
 
 static const struct body {

@@ -78,13 +78,14 @@ request_dump(const struct job *j, struct buf *b)
 
     buf_addf(b, "kind=%u n_choices=%u given=%#x flags=%#x max_tokens=%u "
              "temperature=%g top_p=%g min_p=%g top_k=%d presence=%g "
-             "frequency=%g repetition=%g n_top_logprobs=%u seed=%llu n_body=%u",
+             "frequency=%g repetition=%g n_top_logprobs=%u seed=%llu "
+             "priority=%d deadline_ms=%u n_body=%u",
              r->kind, r->n_choices, r->given, r->flags, r->max_tokens,
              (double) r->temperature, (double) r->top_p, (double) r->min_p,
              r->top_k, (double) r->presence, (double) r->frequency,
              (double) r->repetition, r->n_top_logprobs,
-             (unsigned long long) r->seed, r->n_body);
-
+             (unsigned long long) r->seed, r->priority, r->deadline_ms,
+             r->n_body);
     for (uint32_t i = 0; i < r->n_biases; i++, p += sizeof(struct abi_bias)) {
         struct abi_bias bias;
         memcpy(&bias, p, sizeof(bias));
@@ -95,6 +96,9 @@ request_dump(const struct job *j, struct buf *b)
         memcpy(&n, p, 4);
         buf_addf(b, " stop=<%.*s>", (int) n, (const char *) p + 4);
         p += 4 + ((n + 3) & ~3u);
+    }
+    if (r->n_salt > 0) {
+        buf_addf(b, " salt=<%.*s>", (int) r->n_salt, (const char *) p);
     }
 }
 
@@ -108,6 +112,7 @@ request_check(const struct job *j)
                   + (uint64_t) r->n_biases * sizeof(struct abi_bias);
 
     if (r->n_bytes != j->n_request || r->n_stops > ABI_STOPS_MAX
+        || r->n_salt > ABI_SALT_MAX || r->zero != 0
         || r->n_choices < 1 || r->n_choices > ABI_CHOICES_MAX)
     {
         return -1;
@@ -120,6 +125,7 @@ request_check(const struct job *j)
         memcpy(&n, j->request + at, 4);
         at += 4 + (((uint64_t) n + 3) & ~3ull);
     }
+    at += (r->n_salt + 3) & ~3u;
     for (uint32_t i = 0; i < r->n_resumes; i++) {
         struct abi_resume q;
         if (at + sizeof(q) > j->n_request) {
@@ -151,6 +157,7 @@ request_resume(struct job *j)
         memcpy(&k, p, 4);
         p += 4 + ((k + 3) & ~3u);
     }
+    p += (r->n_salt + 3) & ~3u;
 
     struct abi_resume q;
     memcpy(&q, p, sizeof(q));

@@ -14,7 +14,7 @@
  *      dump                the content is the request's fields
  *      silent              no answer, not even to CANCEL
  *      deaf                no answer to CANCEL
- *      error=invalid|context|busy|unavailable|internal    ends with ERROR
+ *      error=invalid|context|busy|unavailable|internal|deadline   ends so
  *
  *   and at=N, after N steps (a step is one DELTA of each choice):
  *
@@ -37,7 +37,8 @@
 #include "base.h"
 
 static const char *const error_names[] = {
-    "none", "invalid", "context", "busy", "unavailable", "internal", NULL
+    "none", "invalid", "context", "busy", "unavailable", "internal",
+    "deadline", NULL
 };
 
 static const char *const finish_names[] = { "none", "stop", "length", NULL };

@@ -10,9 +10,10 @@
 #include <cmocka.h>
 
 #define N_VOCAB     1000
+#define AT          sizeof(struct abi_request)      /* of the body */
 
 
-/* A request with a body of 11 bytes, two biases and two stops. */
+/* A request with a body of 11 bytes, two biases, two stops and a salt. */
 static size_t
 good(char *out)
 {
@@ -20,7 +21,8 @@ good(char *out)
     struct abi_request r = {
         .kind = ABI_CHAT, .n_choices = 1, .given = ABI_GIVEN_ALL,
         .max_tokens = 10, .temperature = 1, .top_p = 1, .repetition = 1,
-        .n_body = 11, .n_biases = 2, .n_stops = 2
+        .n_body = 11, .n_biases = 2, .n_stops = 2, .n_salt = 5,
+        .priority = -3, .deadline_ms = 250
     };
     struct abi_bias    biases[] = { { 7, -100 }, { N_VOCAB - 1, 1.5f } };
     struct { uint32_t n; char s[4]; } stops[] = {
@@ -35,6 +37,8 @@ good(char *out)
     p += sizeof(biases);
     memcpy(p, stops, sizeof(stops));
     p += sizeof(stops);
+    memcpy(p, "alice", 5);
+    p += 8;
 
     r.n_bytes = (uint32_t) (p - out);
     memcpy(out, &r, sizeof(r));
@@ -78,6 +82,10 @@ good_request(void **state)
     assert_memory_equal(r.stops[0].p, "abc", 3);
     assert_int_equal(r.stops[1].n, 4);
     assert_memory_equal(r.stops[1].p, "defg", 4);
+    assert_int_equal(r.salt.n, 5);
+    assert_memory_equal(r.salt.p, "alice", 5);
+    assert_int_equal(r.abi.priority, -3);
+    assert_int_equal(r.abi.deadline_ms, 250);
 }
 
 
@@ -173,6 +181,14 @@ every_range(void **state)
         { "", OFF(n_stops), 0, 16, 0 },
         { "", OFF(n_body), 0, 4294967295.0, 0 },
         { "", OFF(n_body), 0, 4294967288.0, 0 },
+        { "", OFF(n_salt), 0, 4, 0 },               /* 4 bytes are left */
+        { "", OFF(n_salt), 0, 1024, 0 },
+        { "cache_salt", OFF(n_salt), 0, 1025, 0 },
+        { "cache_salt", OFF(n_salt), 0, 4294967295.0, 0 },
+        { "n", OFF(priority), 0, 2147483648.0, 1 }, /* the least */
+        { "n", OFF(priority), 0, 2147483647.0, 1 },
+        { "n", OFF(deadline_ms), 0, 4294967295.0, 1 },
+        { "", OFF(zero), 0, 1, 0 },
         { "", OFF(n_resumes), 0, 1, 0 },
         { "", OFF(n_resumes), 0, 2, 0 },
     };
@@ -226,15 +242,15 @@ static void
 biases_and_stops(void **state)
 {
     static const struct { size_t at; uint32_t v; const char *param; } bad[] = {
-        { 80 + 16, N_VOCAB, "logit_bias" },
-        { 80 + 16, UINT32_MAX, "logit_bias" },
-        { 80 + 20, 0x42ca0000, "logit_bias" },      /* 101 */
-        { 80 + 20, 0x7fc00000, "logit_bias" },      /* NaN */
-        { 80 + 32, 0, "stop" },
-        { 80 + 32, 1025, "" },
-        { 80 + 32, UINT32_MAX, "" },
-        { 80 + 36, 0x80, "stop" },      /* starts inside a character */
-        { 80 + 36, 0xc36161, "stop" },  /* ends inside one */
+        { AT + 16, N_VOCAB, "logit_bias" },
+        { AT + 16, UINT32_MAX, "logit_bias" },
+        { AT + 20, 0x42ca0000, "logit_bias" },      /* 101 */
+        { AT + 20, 0x7fc00000, "logit_bias" },      /* NaN */
+        { AT + 32, 0, "stop" },
+        { AT + 32, 1025, "" },
+        { AT + 32, UINT32_MAX, "" },
+        { AT + 36, 0x80, "stop" },      /* starts inside a character */
+        { AT + 36, 0xc36161, "stop" },  /* ends inside one */
     };
 
     (void) state;
@@ -264,7 +280,7 @@ ids_are_in_the_vocabulary(void **state)
     good(bytes);
     memcpy(&r, bytes, sizeof(r));
     r.kind = ABI_COMPLETION_IDS;
-    r.n_biases = r.n_stops = 0;
+    r.n_biases = r.n_stops = r.n_salt = 0;
     r.n_body = 8;
     r.n_bytes = sizeof(r) + 8;
     memcpy(bytes, &r, sizeof(r));
