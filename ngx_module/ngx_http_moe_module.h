@@ -505,8 +505,11 @@ void ngx_http_moe_stream_error(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_usage(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx);
-void ngx_http_moe_stream_timer(ngx_event_t *ev);
-void ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx);
+ngx_uint_t ngx_http_moe_stream_hold(ngx_http_moe_ctx_t *ctx);
+
+/* timeout.c */
+void ngx_http_moe_timeout_arm(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_timeout_handler(ngx_event_t *ev);
 
 /* balance.c */
 ngx_int_t ngx_http_moe_balance(ngx_http_moe_ctx_t *ctx,

@@ -49,7 +49,7 @@ ngx_http_moe_resume_lost(ngx_http_moe_ctx_t *ctx, const char *message)
     ctx->in_queue = 1;
     ngx_queue_insert_tail(&ctx->engine->pending, &ctx->queue);
 
-    ngx_http_moe_stream_arm(ctx);
+    ngx_http_moe_timeout_arm(ctx);
 }
 
 

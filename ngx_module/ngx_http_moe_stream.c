@@ -4,10 +4,6 @@
  * In: events of one request, checked.  Out: the header, server-sent events or
  * one JSON object, credits for what has left, and exactly one finalisation.
  *
- * A request has a timer from its first moment to its last.  It keeps the
- * limits and sends the pings; and since a worker that shuts down waits for
- * timers, not for connections, it is what a stream survives a reload by.
- *
  * Must not know frames or sockets.
  */
 
@@ -27,16 +23,10 @@ static void ngx_http_moe_stream_send(ngx_http_moe_ctx_t *ctx,
     ngx_chain_t *out);
 static void ngx_http_moe_stream_whole(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_sent(ngx_http_moe_ctx_t *ctx);
-static ngx_uint_t ngx_http_moe_stream_hold(ngx_http_moe_ctx_t *ctx);
 static ngx_uint_t ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx,
     ngx_int_t rc);
 static void ngx_http_moe_stream_write_handler(ngx_http_request_t *r);
-static ngx_msec_int_t ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx,
-    const char **what);
-static ngx_uint_t ngx_http_moe_stream_ping(ngx_http_moe_ctx_t *ctx);
-static void ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx,
-    const char *what);
 
 
 ngx_int_t
@@ -79,11 +69,11 @@ ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
     ctx->last_event = ngx_current_msec;
     ctx->last_byte = ngx_current_msec;
 
-    ctx->timer.handler = ngx_http_moe_stream_timer;
+    ctx->timer.handler = ngx_http_moe_timeout_handler;
     ctx->timer.data = ctx;
     ctx->timer.log = c->log;
 
-    ngx_http_moe_stream_arm(ctx);
+    ngx_http_moe_timeout_arm(ctx);
 
     r->write_event_handler = ngx_http_moe_stream_write_handler;
 
@@ -130,13 +120,13 @@ ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx)
     }
 
     if (ctx->start) {
-        ngx_http_moe_stream_arm(ctx);
+        ngx_http_moe_timeout_arm(ctx);
         return;
     }
 
     ctx->start = 1;
 
-    ngx_http_moe_stream_arm(ctx);
+    ngx_http_moe_timeout_arm(ctx);
 
     if (!ctx->params.stream) {
         return;
@@ -217,7 +207,7 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
                                          ngx_current_msec - ctx->submitted);
         }
 
-        ngx_http_moe_stream_arm(ctx);
+        ngx_http_moe_timeout_arm(ctx);
     }
 
     choice = &ctx->choices[delta->choice];
@@ -430,7 +420,7 @@ ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx)
 /* Nothing is to be said yet, and until the header has gone error_page or
  * another engine may still take the request. */
 
-static ngx_uint_t
+ngx_uint_t
 ngx_http_moe_stream_hold(ngx_http_moe_ctx_t *ctx)
 {
     return ctx->end == NGX_HTTP_MOE_NO_END
@@ -505,7 +495,7 @@ ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
 
     /* From now on there are pings. */
 
-    ngx_http_moe_stream_arm(ctx);
+    ngx_http_moe_timeout_arm(ctx);
 
     return NGX_OK;
 }
@@ -782,182 +772,4 @@ ngx_http_moe_stream_write_handler(ngx_http_request_t *r)
     }
 
     ngx_http_moe_stream_send(ctx, NULL);
-}
-
-
-/* What is left of the tightest limit, and its name; <= 0: it has passed. */
-
-static ngx_msec_int_t
-ngx_http_moe_stream_limit(ngx_http_moe_ctx_t *ctx, const char **what)
-{
-    ngx_msec_t              now;
-    ngx_msec_int_t          left, whole;
-    ngx_http_moe_engine_t  *engine;
-
-    now = ngx_current_msec;
-    engine = ctx->engine;
-
-    if (!ctx->start) {
-        *what = "queue_timeout";
-        left = (ngx_msec_int_t) (ctx->submitted + engine->queue_timeout - now);
-
-    } else if (!ctx->token) {
-        *what = "first_token_timeout";
-        left = (ngx_msec_int_t) (ctx->started + engine->first_token_timeout
-                                 - now);
-
-    } else if (ctx->busy) {
-
-        /* It is the client that is slow: send_timeout is its limit. */
-
-        *what = "token_timeout";
-        left = (ngx_msec_int_t) engine->token_timeout;
-
-    } else {
-        *what = "token_timeout";
-        left = (ngx_msec_int_t) (ctx->last_event + engine->token_timeout
-                                 - now);
-    }
-
-    if (ctx->lost) {
-
-        if (ctx->start) {
-            left = (ngx_msec_int_t) engine->resume_timeout;
-        }
-
-        whole = (ngx_msec_int_t) (ctx->lost_at + engine->resume_timeout
-                                  - now);
-
-        if (whole <= left) {
-            *what = "resume_timeout";
-            left = whole;
-        }
-    }
-
-    if (engine->request_timeout) {
-        whole = (ngx_msec_int_t) (ctx->submitted + engine->request_timeout
-                                  - now);
-
-        if (whole < left) {
-            *what = "request_timeout";
-            left = whole;
-        }
-    }
-
-    return left;
-}
-
-
-/* Sets the timer for what is due first.  It is not moved by each token: limits
- * only recede, so a timer that fires early finds that out and is set again. */
-
-void
-ngx_http_moe_stream_arm(ngx_http_moe_ctx_t *ctx)
-{
-    const char      *what;
-    ngx_msec_t       ping;
-    ngx_msec_int_t   left, quiet;
-
-    left = ngx_http_moe_stream_limit(ctx, &what);
-    ping = ctx->engine->ping;
-
-    if (ctx->params.stream && !ctx->header_sent) {
-        quiet = (ngx_msec_int_t) (ctx->submitted + ctx->header_delay
-                                  - ngx_current_msec);
-        left = ngx_min(left, quiet);
-
-    } else if (ping && ctx->params.stream) {
-        quiet = (ngx_msec_int_t) (ctx->last_byte + ping - ngx_current_msec);
-
-        if (quiet <= 0) {
-            quiet = (ngx_msec_int_t) ping;
-        }
-
-        left = ngx_min(left, quiet);
-    }
-
-    ngx_add_timer(&ctx->timer, (ngx_msec_t) ngx_max(left, 1));
-}
-
-
-void
-ngx_http_moe_stream_timer(ngx_event_t *ev)
-{
-    const char          *what;
-    ngx_connection_t    *c;
-    ngx_http_request_t  *r;
-    ngx_http_moe_ctx_t  *ctx;
-
-    ctx = ev->data;
-    r = ctx->request;
-    c = r->connection;
-
-    ngx_http_set_log_request(c->log, r);
-
-    if (ngx_http_moe_stream_limit(ctx, &what) <= 0) {
-        ngx_http_moe_stream_expired(ctx, what);
-        ngx_http_run_posted_requests(c);
-        return;
-    }
-
-    ngx_http_moe_stream_arm(ctx);
-
-    if (ngx_http_moe_stream_ping(ctx)) {
-        ngx_http_moe_text_lit(&ctx->out, ": ping\n\n");
-        ngx_http_moe_stream_flush(ctx);
-        ngx_http_run_posted_requests(c);
-    }
-}
-
-
-/* Whether the client has heard nothing for so long that it should be told that
- * somebody is there; the first time that commits the header. */
-
-static ngx_uint_t
-ngx_http_moe_stream_ping(ngx_http_moe_ctx_t *ctx)
-{
-    ngx_msec_t  ping;
-
-    if (!ctx->params.stream) {
-        return 0;
-    }
-
-    if (!ctx->header_sent) {
-        return !ngx_http_moe_stream_hold(ctx);
-    }
-
-    ping = ctx->engine->ping;
-
-    return ping && ctx->busy == NULL && !ctx->request->connection->buffered
-           && (ngx_msec_int_t) (ngx_current_msec - ctx->last_byte - ping) >= 0;
-}
-
-
-static void
-ngx_http_moe_stream_expired(ngx_http_moe_ctx_t *ctx, const char *what)
-{
-    ngx_uint_t  status;
-
-    if (ngx_strcmp(what, "resume_timeout") == 0) {
-        (void) ngx_http_moe_unavailable(ctx, "The engine was lost and did not "
-                                             "come back in time.");
-        ngx_http_moe_stream_error(ctx);
-        ngx_http_moe_slot_leave(ctx);
-        ngx_http_moe_stream_flush(ctx);
-        return;
-    }
-
-    status = ctx->start ? NGX_HTTP_GATEWAY_TIME_OUT
-                        : NGX_HTTP_SERVICE_UNAVAILABLE;
-
-    (void) ngx_http_moe_error(ctx, status, what, NULL,
-                              "The engine did not answer in time (%s).", what);
-
-    if (!ctx->start) {
-        ctx->error.retry_after = 2;
-    }
-
-    ngx_http_moe_stream_error(ctx);
-    ngx_http_moe_slot_leave(ctx);
-    ngx_http_moe_stream_flush(ctx);
 }
