@@ -6,6 +6,11 @@
  * depend on their order, so selection may partition as it likes and the result
  * is still exactly that of sorting everything.  An id below 2^-42 of the
  * likeliest cannot be drawn.
+ *
+ * A vocabulary is long (150,000 ids) and every stream draws once a step, so
+ * what looks at all of it does so in lanes, and once: the largest; the weights,
+ * with how many and how much there is in each 32nd of a power of two.  Where
+ * top_k and top_p end is looked for in one of those alone.
  */
 #include "sampler.h"
 
@@ -15,10 +20,17 @@
 #include <string.h>
 
 /* Sum of all weights: 2^42 * SAMPLER_VOCAB_MAX = 2^62 fits. */
-#define WEIGHT_ONE      (1ULL << 42)
+#define WEIGHT_BITS     42
+#define WEIGHT_ONE      (1ULL << WEIGHT_BITS)
 
-/* The first guess at what top_k and top_p will keep: above 2^-9 of the best. */
-#define WEIGHT_LIKELY   (WEIGHT_ONE >> 9)
+/* Four floats, which every x86-64 has.  An element is computed alone, with one
+ * rounding an operation: the same in any lane (D6). */
+#define N_LANES         4
+
+typedef float   lanes __attribute__((vector_size(4 * N_LANES)));
+typedef int32_t ilanes __attribute__((vector_size(4 * N_LANES)));
+
+static_assert(SAMPLER_BUCKETS > 32 * (WEIGHT_BITS + 1), "a 32nd each");
 
 
 int
@@ -30,8 +42,11 @@ sampler_init(struct sampler *s, uint32_t n_vocab)
     s->logits = calloc(n_vocab, sizeof(*s->logits));
     s->weights = calloc(n_vocab, sizeof(*s->weights));
     s->ids = calloc(n_vocab, sizeof(*s->ids));
+    s->buckets = calloc(SAMPLER_BUCKETS, sizeof(*s->buckets));
 
-    if (s->logits == NULL || s->weights == NULL || s->ids == NULL) {
+    if (s->logits == NULL || s->weights == NULL || s->ids == NULL
+        || s->buckets == NULL)
+    {
         sampler_free(s);
         return -1;
     }
@@ -46,6 +61,7 @@ sampler_free(struct sampler *s)
     free(s->logits);
     free(s->weights);
     free(s->ids);
+    free(s->buckets);
     memset(s, 0, sizeof(*s));
 }
 
@@ -128,23 +144,82 @@ penalise(float x, uint32_t seen, const struct sampler_params *p)
 }
 
 
-/* Fills s->logits; the id of the largest, or -1: not all finite. */
-static int64_t
-adjust(struct sampler *s, const struct sampler_params *p,
-       const uint32_t *seen, const float *row)
+static lanes
+load(const float *p)
 {
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        if (!isfinite(row[i])) {
-            return -1;
-        }
+    lanes v;
 
-        s->logits[i] = row[i];
+    memcpy(&v, p, sizeof(v));
+
+    return v;
+}
+
+
+/* The larger of two; a cast of lanes leaves their bits alone. */
+static lanes
+larger(lanes a, lanes b)
+{
+    ilanes first = a > b;
+
+    return (lanes) (((ilanes) a & first) | ((ilanes) b & ~first));
+}
+
+
+/* The largest of n; -1: not all are finite. */
+static int
+largest(const float *x, uint32_t n, float *max)
+{
+    lanes    best = { x[0], x[0], x[0], x[0] };
+    lanes    zeros = { 0 };
+    uint32_t i = 0;
+    float    rest = 0;
+
+    /* 0 times what is finite is 0, times the rest NaN, which stays. */
+    for (; i + N_LANES <= n; i += N_LANES) {
+        lanes v = load(x + i);
+
+        zeros += v * 0;
+        best = larger(v, best);
     }
 
-    if (seen != NULL && sampler_wants_seen(p)) {
-        for (uint32_t i = 0; i < s->n_vocab; i++) {
-            s->logits[i] = penalise(s->logits[i], seen[i], p);
-        }
+    *max = x[0];
+
+    for (int k = 0; k < N_LANES; k++) {
+        *max = best[k] > *max ? best[k] : *max;
+        rest += zeros[k];
+    }
+
+    for (; i < n; i++) {
+        *max = x[i] > *max ? x[i] : *max;
+        rest += x[i] * 0;
+    }
+
+    return rest == 0 ? 0 : -1;
+}
+
+
+/* Points s->x to the row with penalties and biases.  0; -1: not finite. */
+static int
+adjust(struct sampler *s, const struct sampler_params *p,
+       const uint32_t *seen, const float *row, float *max)
+{
+    int penalties = seen != NULL && sampler_wants_seen(p);
+
+    s->x = row;
+
+    if (largest(row, s->n_vocab, max) != 0) {
+        return -1;
+    }
+
+    if (!penalties && p->n_biases == 0) {
+        return 0;
+    }
+
+    s->x = s->logits;
+    memcpy(s->logits, row, s->n_vocab * sizeof(*row));
+
+    for (uint32_t i = 0; penalties && i < s->n_vocab; i++) {
+        s->logits[i] = penalise(row[i], seen[i], p);
     }
 
     for (uint32_t i = 0; i < p->n_biases; i++) {
@@ -154,31 +229,102 @@ adjust(struct sampler *s, const struct sampler_params *p,
         s->logits[id] = clamp(s->logits[id] + p->biases[i].bias);
     }
 
-    uint32_t best = 0;
-
-    for (uint32_t i = 1; i < s->n_vocab; i++) {
-        if (s->logits[i] > s->logits[best]) {
-            best = i;
-        }
-    }
-
-    return best;
+    return largest(s->logits, s->n_vocab, max);
 }
 
 
-/* Fills s->weights, those below min_p with 0; their sum. */
-static uint64_t
-weigh(struct sampler *s, const struct sampler_params *p, float max)
+/* 2^t for t in -43 .. 0: by halves around a whole power, where eight terms of
+ * the series are good to a float's last bit; 2^0 is 1. */
+static lanes
+power(lanes t)
 {
-    uint64_t least = (uint64_t) ((double) p->min_p * (double) WEIGHT_ONE);
+    ilanes n = __builtin_convertvector(t - 0.5f, ilanes);
+    lanes  f = t - __builtin_convertvector(n, lanes);
+    lanes  y = f * 1.5252734e-5f + 1.5403530e-4f;
+
+    y = y * f + 1.3333558e-3f;
+    y = y * f + 9.6181291e-3f;
+    y = y * f + 5.5504109e-2f;
+    y = y * f + 2.4022651e-1f;
+    y = y * f + 6.9314718e-1f;
+    y = y * f + 1.0f;
+
+    return y * (lanes) ((n + 127) << 23);
+}
+
+
+/* How many powers of two below the likeliest.  Larger logits are never
+ * further below, rounded as they are: this is the order of buckets. */
+static float
+scale_of(float temperature)
+{
+    float scale = 1.44269504f / temperature;
+
+    return scale < FLT_MAX ? scale : FLT_MAX;
+}
+
+
+static lanes
+depth(const float *x, float max, float scale)
+{
+    lanes t = (load(x) - max) * scale;
+    lanes least = { -43, -43, -43, -43 };
+
+    return larger(t, least);
+}
+
+
+/* One weight, and where there are any, its bucket. */
+static uint64_t
+weigh_one(struct sampler *s, struct sampler_bucket *buckets, uint32_t i,
+          float t, float share, float least)
+{
+    /* Signed: a conversion of one instruction. */
+    uint64_t w = (uint64_t) (int64_t) (share * (float) WEIGHT_ONE);
+
+    w = t >= least ? w : 0;
+    s->weights[i] = w;
+
+    if (buckets != NULL) {
+        buckets += (int) (t * -32);
+        buckets->mass += w;
+        buckets->n += w != 0;
+    }
+
+    return w;
+}
+
+
+/* Fills weights, those below min_p with 0, and buckets, if not NULL; the sum of
+ * all weights. */
+static uint64_t
+weigh(struct sampler *s, struct sampler_bucket *buckets, float max,
+      float scale, float min_p)
+{
+    float    least = min_p > 0 ? log2f(min_p) : -INFINITY;
     uint64_t total = 0;
+    uint32_t i = 0;
 
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        float    share = expf((s->logits[i] - max) / p->temperature);
-        uint64_t w = (uint64_t) ((double) share * (double) WEIGHT_ONE);
+    if (buckets != NULL) {
+        memset(buckets, 0, SAMPLER_BUCKETS * sizeof(*buckets));
+    }
 
-        s->weights[i] = w >= least ? w : 0;
-        total += s->weights[i];
+    for (; i + N_LANES <= s->n_vocab; i += N_LANES) {
+        lanes t = depth(s->x + i, max, scale);
+        lanes share = power(t);
+
+        /* By a third faster (150,000 ids, Zen 4): no lane through memory. */
+#pragma GCC unroll 4
+        for (uint32_t k = 0; k < N_LANES; k++) {
+            total += weigh_one(s, buckets, i + k, t[k], share[k], least);
+        }
+    }
+
+    for (; i < s->n_vocab; i++) {
+        float rest[N_LANES] = { s->x[i], max, max, max };
+        lanes t = depth(rest, max, scale);
+
+        total += weigh_one(s, buckets, i, t[0], power(t)[0], least);
     }
 
     return total;
@@ -189,8 +335,7 @@ weigh(struct sampler *s, const struct sampler_params *p, float max)
 static int
 before(const struct sampler *s, uint32_t a, uint32_t b)
 {
-    return s->logits[a] > s->logits[b]
-           || (s->logits[a] == s->logits[b] && a < b);
+    return s->x[a] > s->x[b] || (s->x[a] == s->x[b] && a < b);
 }
 
 
@@ -265,72 +410,123 @@ select_prefix(struct sampler *s, uint32_t n, uint64_t need, int by_weight)
 }
 
 
-/* ids[0 .. return) = those of at least this weight; *mass their sum. */
+/* ids[0 .. return) = those of the bucket. */
 static uint32_t
-gather(struct sampler *s, uint64_t least, uint64_t *mass)
+gather(struct sampler *s, int bucket, float max, float scale)
 {
     uint32_t n = 0;
+    uint32_t i = 0;
 
-    *mass = 0;
+    for (; i + N_LANES <= s->n_vocab; i += N_LANES) {
+        ilanes b = __builtin_convertvector(depth(s->x + i, max, scale) * -32,
+                                           ilanes);
 
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        if (s->weights[i] >= least) {
-            s->ids[n++] = i;
-            *mass += s->weights[i];
+        for (uint32_t k = 0; k < N_LANES; k++) {
+            s->ids[n] = i + k;
+            n += b[k] == bucket && s->weights[i + k] != 0;
         }
+    }
+
+    for (; i < s->n_vocab; i++) {
+        float  rest[N_LANES] = { s->x[i], max, max, max };
+        ilanes b = __builtin_convertvector(depth(rest, max, scale) * -32,
+                                           ilanes);
+
+        s->ids[n] = i;
+        n += b[0] == bucket && s->weights[i] != 0;
     }
 
     return n;
 }
 
 
+/*
+ * The id with which, in order, `need` of the measure is reached (1 each, or its
+ * weight), or the last one there is; *total becomes the weight up to it.
+ */
+static uint32_t
+edge(struct sampler *s, float max, float scale, uint64_t need, int by_weight,
+     uint64_t *total)
+{
+    int      b = -1;
+    uint64_t done = 0, sum = 0;
+
+    for (int i = 0; i < SAMPLER_BUCKETS && done < need; i++) {
+        const struct sampler_bucket *here = &s->buckets[i];
+
+        if (here->n == 0) {
+            continue;
+        }
+
+        if (b >= 0) {
+            done += by_weight ? s->buckets[b].mass : s->buckets[b].n;
+            sum += s->buckets[b].mass;
+        }
+
+        b = i;
+
+        if (done + (by_weight ? here->mass : here->n) >= need) {
+            break;
+        }
+    }
+
+    uint32_t n = select_prefix(s, gather(s, b, max, scale), need - done,
+                               by_weight);
+    uint32_t last = s->ids[0];
+
+    for (uint32_t i = 0; i < n; i++) {
+        sum += s->weights[s->ids[i]];
+        last = before(s, last, s->ids[i]) ? s->ids[i] : last;
+    }
+
+    *total = sum;
+
+    return last;
+}
+
+
 /* The id that is last in order of those that top_k and top_p keep, and in
  * *total the weight of all that are kept. */
 static uint32_t
-cut(struct sampler *s, const struct sampler_params *p, uint64_t *total)
+cut(struct sampler *s, const struct sampler_params *p, float max, float scale,
+    uint64_t *total)
 {
-    uint32_t k = p->top_k > 0 ? (uint32_t) p->top_k : s->n_vocab;
-    uint64_t mass;
-    uint64_t need = (uint64_t) ((double) p->top_p * (double) *total);
-    uint32_t n = gather(s, WEIGHT_LIKELY, &mass);
+    uint32_t last = 0;
 
-    /* Enough is in there when it holds the k best, or, without top_k, top_p of
-     * everything. */
-    if (k < s->n_vocab ? n < k : mass < need) {
-        n = gather(s, 1, &mass);
-    }
-
-    if (k < n) {
-        n = select_prefix(s, n, k, 0);
-        mass = 0;
-
-        for (uint32_t i = 0; i < n; i++) {
-            mass += s->weights[s->ids[i]];
-        }
-
-        *total = mass;
-    } else if (k == n) {
-        *total = mass;
+    if (p->top_k > 0) {
+        last = edge(s, max, scale, (uint32_t) p->top_k, 0, total);
     }
 
     if (p->top_p < 1) {
-        need = (uint64_t) ((double) p->top_p * (double) *total);
-        n = select_prefix(s, n, need > 0 ? need : 1, 1);
-    }
+        uint64_t need = (uint64_t) ((double) p->top_p * (double) *total);
 
-    uint32_t last = s->ids[0];
-
-    *total = s->weights[last];
-
-    for (uint32_t i = 1; i < n; i++) {
-        *total += s->weights[s->ids[i]];
-
-        if (before(s, last, s->ids[i])) {
-            last = s->ids[i];
-        }
+        last = edge(s, max, scale, need > 0 ? need : 1, 1, total);
     }
 
     return last;
+}
+
+
+/* The id on which r falls, the weights of all that are kept laid out in the
+ * order of ids. */
+static uint32_t
+find(const struct sampler *s, uint64_t r, int all, uint32_t last)
+{
+    for (uint32_t i = 0; i < s->n_vocab; i++) {
+        if (!all && (s->x[i] < s->x[last] || before(s, last, i))) {
+            continue;
+        }
+
+        if (r < s->weights[i]) {
+            return i;
+        }
+
+        r -= s->weights[i];
+    }
+
+    assert(0);      /* r was below the sum of exactly these */
+
+    return 0;
 }
 
 
@@ -339,61 +535,47 @@ sampler_next(struct sampler *s, const struct sampler_params *p,
              const uint32_t *seen, const float *row, uint64_t i_token,
              uint32_t *token)
 {
-    int64_t best = adjust(s, p, seen, row);
+    float max;
 
-    if (best < 0) {
+    if (adjust(s, p, seen, row, &max) != 0) {
         return -1;
     }
 
-    *token = (uint32_t) best;
-
     if (p->temperature <= 0) {
+        uint32_t i = 0;
+
+        while (s->x[i] != max) {
+            i++;
+        }
+
+        *token = i;
         return 0;
     }
 
-    uint64_t total = weigh(s, p, s->logits[best]);
+    float    scale = scale_of(p->temperature);
     int      all = p->top_k < 1 && p->top_p >= 1;
-    uint32_t last = all ? 0 : cut(s, p, &total);
-    uint64_t r = draw(p, i_token, total);
+    uint64_t total = weigh(s, all ? NULL : s->buckets, max, scale, p->min_p);
+    uint32_t last = all ? 0 : cut(s, p, max, scale, &total);
 
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        if (s->weights[i] == 0 || (!all && before(s, last, i))) {
-            continue;
-        }
+    *token = find(s, draw(p, i_token, total), all, last);
 
-        if (r < s->weights[i]) {
-            *token = i;
-            return 0;
-        }
-
-        r -= s->weights[i];
-    }
-
-    assert(0);      /* r was below the sum of exactly these */
-
-    return -1;
+    return 0;
 }
 
 
-uint32_t
-sampler_logprobs(const struct sampler *s, const float *row, uint32_t token,
-                 uint32_t n_top, struct sampler_logprob *out)
+/* out[1 ..] become the n likeliest; how many there are. */
+static uint32_t
+likeliest(const struct sampler *s, const float *row, uint32_t n_top,
+          struct sampler_logprob *out)
 {
     uint32_t n = 0;
-    float    max = row[0];
-    double   sum = 0;
 
-    n_top = n_top < s->n_vocab ? n_top : s->n_vocab;
-
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        max = row[i] > max ? row[i] : max;
-
-        if (n_top == 0 || (n == n_top && row[i] <= out[n].logprob)) {
+    for (uint32_t i = 0; n_top > 0 && i < s->n_vocab; i++) {
+        if (n == n_top && row[i] <= out[n].logprob) {
             continue;
         }
 
-        /* Insertion keeps the best n_top in out[1 ..]; a later equal stays
-         * behind an earlier one. */
+        /* A later equal stays behind an earlier one. */
         uint32_t at = n < n_top ? ++n : n;
 
         for (; at > 1 && row[i] > out[at - 1].logprob; at--) {
@@ -404,11 +586,26 @@ sampler_logprobs(const struct sampler *s, const float *row, uint32_t token,
         out[at].logprob = row[i];
     }
 
-    for (uint32_t i = 0; i < s->n_vocab; i++) {
-        sum += exp((double) row[i] - (double) max);
+    return n;
+}
+
+
+uint32_t
+sampler_logprobs(struct sampler *s, const float *row, uint32_t token,
+                 uint32_t n_top, struct sampler_logprob *out)
+{
+    float max;
+
+    if (largest(row, s->n_vocab, &max) != 0) {
+        return 0;
     }
 
-    double norm = (double) max + log(sum);
+    s->x = row;
+
+    uint64_t sum = weigh(s, NULL, max, scale_of(1), 0);
+    double   norm = (double) max + log((double) sum * 0x1p-42);
+    uint32_t n = likeliest(s, row, n_top < s->n_vocab ? n_top : s->n_vocab,
+                           out);
 
     out[0].token = token;
     out[0].logprob = (float) ((double) row[token] - norm);

@@ -34,11 +34,21 @@ struct sampler_params {
     uint32_t    n_biases;
 };
 
+/* What is between two 32nds of a power of two below the likeliest. */
+#define SAMPLER_BUCKETS     1408
+
+struct sampler_bucket {
+    uint64_t    mass;           /* of weights */
+    uint64_t    n;              /* of ids whose weight is not 0 */
+};
+
 struct sampler {
     uint32_t    n_vocab;        /* ids that may come out; rows may be longer */
+    const float *x;             /* (n_vocab) of this call: row, or logits */
     float      *logits;         /* (n_vocab) after penalties and bias */
     uint64_t   *weights;        /* (n_vocab) share of the likeliest, 2^42 = 1 */
     uint32_t   *ids;            /* (n_vocab) candidates */
+    struct sampler_bucket *buckets;     /* (SAMPLER_BUCKETS) likeliest first */
 };
 
 struct sampler_logprob {
@@ -68,9 +78,10 @@ int sampler_next(struct sampler *s, const struct sampler_params *p,
 /*
  * Log-probabilities of the row as the model gave it (no temperature, bias or
  * penalty): out[0] is `token`, out[1 .. n_top] are the likeliest, best first,
- * the lower id first among equals.  Returns how many were filled.
+ * the lower id first among equals.  Returns how many were filled; 0: a logit is
+ * NaN or infinite.
  */
-uint32_t sampler_logprobs(const struct sampler *s, const float *row,
+uint32_t sampler_logprobs(struct sampler *s, const float *row,
                           uint32_t token, uint32_t n_top,
                           struct sampler_logprob *out);
 

@@ -173,11 +173,12 @@ naive(const struct sampler_params *p, const uint32_t *seen, const float *row,
     uint32_t m = 0;
 
     for (uint32_t i = 0; i < n; i++) {
-        float share = expf((v[i].x - v[0].x) / p->temperature);
+        float one[N_LANES] = { v[i].x };
+        lanes t = depth(one, v[0].x, scale_of(p->temperature));
 
-        v[i].w = (uint64_t) ((double) share * 0x1p42);
+        v[i].w = (uint64_t) ((double) power(t)[0] * 0x1p42);
 
-        if (v[i].w > 0 && v[i].w >= (uint64_t) ((double) p->min_p * 0x1p42)) {
+        if (v[i].w > 0 && (p->min_p <= 0 || t[0] >= log2f(p->min_p))) {
             m = i + 1;
         }
     }
@@ -211,57 +212,252 @@ naive(const struct sampler_params *p, const uint32_t *seen, const float *row,
 }
 
 
-static void
-exact_against_sorting(void **state)
-{
-    struct sampler  s;
+/* One row, what was seen, and every parameter at once. */
+struct draw_case {
+    struct sampler_params p;
     float           row[N_VOCAB];
     uint32_t        seen[N_VOCAB];
     struct abi_bias biases[3];
+};
+
+
+static void
+random_case(struct draw_case *c, uint32_t n)
+{
+    static const float top_p[] = { 1, 0.999f, 0.9f, 0.5f, 1e-6f };
+    static const float temperature[] = { 0, 1e-6f, 0.3f, 1, 2 };
+    static const float min_p[] = { 0, 0, 0.01f, 0.5f, 1 };
+
+    random_row(c->row, n);
+
+    for (uint32_t i = 0; i < n; i++) {
+        c->seen[i] = rng(3) != 0 ? 0
+                     : rng(4) | (rng(2) ? SAMPLER_SEEN_PROMPT : 0);
+    }
+
+    c->p = plain;
+    c->p.temperature = temperature[rng(5)];
+    c->p.top_p = top_p[rng(5)];
+    c->p.min_p = min_p[rng(5)];
+    c->p.top_k = rng(4) == 0 ? (int32_t) (1 + rng(n + 3)) : 0;
+    c->p.repetition = rng(2) ? 1 : 0.5f + (float) rng(100) / 100;
+    c->p.presence = rng(2) ? 0 : (float) rng(400) / 100 - 2;
+    c->p.frequency = rng(2) ? 0 : (float) rng(400) / 100 - 2;
+    c->p.seed = rng(1u << 31);
+    c->p.biases = c->biases;
+    c->p.n_biases = rng(4);
+
+    for (uint32_t i = 0; i < c->p.n_biases; i++) {
+        c->biases[i].token = rng(n);
+        c->biases[i].bias = (float) rng(201) - 100;
+    }
+}
+
+
+static void
+exact_against_sorting(void **state)
+{
+    struct sampler   s;
+    struct draw_case c;
 
     (void) state;
 
     for (int round = 0; round < 20000; round++) {
-        uint32_t              n = 1 + rng(round % 5 == 0 ? N_VOCAB : 40);
-        struct sampler_params p = plain;
-        static const float    top_p[] = { 1, 0.999f, 0.9f, 0.5f, 1e-6f };
-        static const float    temperature[] = { 0, 1e-6f, 0.3f, 1, 2 };
-        static const float    min_p[] = { 0, 0, 0.01f, 0.5f, 1 };
+        uint32_t n = 1 + rng(round % 5 == 0 ? N_VOCAB : 40);
 
-        random_row(row, n);
-
-        for (uint32_t i = 0; i < n; i++) {
-            seen[i] = rng(3) != 0 ? 0
-                      : rng(4) | (rng(2) ? SAMPLER_SEEN_PROMPT : 0);
-        }
-
-        p.temperature = temperature[rng(5)];
-        p.top_p = top_p[rng(5)];
-        p.min_p = min_p[rng(5)];
-        p.top_k = rng(4) == 0 ? (int32_t) (1 + rng(n + 3)) : 0;
-        p.repetition = rng(2) ? 1 : 0.5f + (float) rng(100) / 100;
-        p.presence = rng(2) ? 0 : (float) rng(400) / 100 - 2;
-        p.frequency = rng(2) ? 0 : (float) rng(400) / 100 - 2;
-        p.seed = rng(1u << 31);
-        p.biases = biases;
-        p.n_biases = rng(4);
-
-        for (uint32_t i = 0; i < p.n_biases; i++) {
-            biases[i].token = rng(n);
-            biases[i].bias = (float) rng(201) - 100;
-        }
-
+        random_case(&c, n);
         assert_int_equal(sampler_init(&s, n), 0);
 
         for (uint64_t i = 0; i < 3; i++) {
             uint32_t token;
 
-            assert_int_equal(sampler_next(&s, &p, seen, row, i, &token), 0);
-            assert_int_equal(token, naive(&p, seen, row, n, i));
+            assert_int_equal(sampler_next(&s, &c.p, c.seen, c.row, i, &token),
+                             0);
+            assert_int_equal(token, naive(&c.p, c.seen, c.row, n, i));
         }
 
         sampler_free(&s);
     }
+}
+
+
+/* -- the distribution as the parameters define it, in double -------------- */
+
+struct share {
+    double   x;                 /* logit, then probability */
+    uint32_t id;
+    int      kept;
+};
+
+
+static int
+share_order(const void *a, const void *b)
+{
+    const struct share *x = a, *y = b;
+
+    return x->x != y->x ? (x->x < y->x) - (x->x > y->x)
+                        : (x->id > y->id) - (x->id < y->id);
+}
+
+
+/* HF's repetition penalty, OpenAI's two, its bias. */
+static double
+adjusted(const struct draw_case *c, uint32_t id)
+{
+    const struct sampler_params *p = &c->p;
+    double   x = (double) c->row[id];
+    double   n = c->seen[id] & ~SAMPLER_SEEN_PROMPT;
+
+    if (c->seen[id] != 0) {
+        x = x > 0 ? x / (double) p->repetition : x * (double) p->repetition;
+    }
+
+    x -= n * (double) p->frequency + (n > 0 ? (double) p->presence : 0);
+
+    for (uint32_t i = 0; i < p->n_biases; i++) {
+        x += c->biases[i].token == id ? (double) c->biases[i].bias : 0;
+    }
+
+    return x;
+}
+
+
+/* Sorted probabilities of all; how many are kept; *close: the smallest distance
+ * of a decision from going the other way. */
+static uint32_t
+truth(const struct draw_case *c, uint32_t n, struct share *v, double *close)
+{
+    const struct sampler_params *p = &c->p;
+    double                       sum = 0, below = 0;
+    uint32_t                     m = 0, keep = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        v[i] = (struct share) { .x = adjusted(c, i), .id = i };
+    }
+
+    qsort(v, n, sizeof(v[0]), share_order);
+    *close = 1;
+
+    for (uint32_t i = n; i-- > 0;) {
+        double gap = i + 1 < n ? v[i].x - v[i + 1].x : 1;
+
+        /* Two that floats cannot tell apart may stand in either order. */
+        if (gap > 0 && gap < 1e-5) {
+            *close = 0;
+        }
+    }
+
+    for (uint32_t i = n; i-- > 0;) {
+        v[i].x = exp((v[i].x - v[0].x) / (double) p->temperature);
+    }
+
+    while (m < n && v[m].x >= (double) p->min_p && v[m].x > 0x1p-42) {
+        m++;
+    }
+
+    for (uint32_t i = 0; i < n; i++) {
+        *close = fmin(*close, fabs(v[i].x - (double) p->min_p));
+    }
+
+    m = p->top_k > 0 && (uint32_t) p->top_k < m ? (uint32_t) p->top_k : m;
+
+    for (uint32_t i = 0; i < m; i++) {
+        sum += v[i].x;
+    }
+
+    while (keep < m && below < (double) p->top_p * sum) {
+        below += v[keep++].x;
+        *close = fmin(*close, fabs(below / sum - (double) p->top_p));
+    }
+
+    keep = p->top_p < 1 ? keep : m;
+
+    for (uint32_t i = 0; i < n; i++) {
+        v[i].kept = i < keep;
+        below = i == 0 ? 0 : below;
+        below += v[i].kept ? v[i].x : 0;
+    }
+
+    for (uint32_t i = 0; i < n; i++) {
+        v[i].x = v[i].kept ? v[i].x / below : 0;
+    }
+
+    return keep;
+}
+
+
+/* What the sampler keeps, and with which shares it draws. */
+static void
+distribution_is_the_defined_one(void **state)
+{
+    static struct share v[N_VOCAB];
+    struct sampler      s;
+    struct draw_case    c;
+    int                 n_compared = 0, n_cut = 0;
+
+    (void) state;
+
+    for (int round = 0; round < 20000; round++) {
+        uint32_t n = 1 + rng(round % 5 == 0 ? N_VOCAB : 40);
+        float    max;
+        double   close;
+
+        random_case(&c, n);
+
+        if (c.p.temperature < 0.1f) {
+            continue;
+        }
+
+        uint32_t keep = truth(&c, n, v, &close);
+
+        if (close < 1e-5) {
+            continue;           /* of floats it may be either */
+        }
+
+        assert_int_equal(sampler_init(&s, n), 0);
+        assert_int_equal(adjust(&s, &c.p, c.seen, c.row, &max), 0);
+
+        float    scale = scale_of(c.p.temperature);
+        int      all = c.p.top_k < 1 && c.p.top_p >= 1;
+        uint64_t total = weigh(&s, s.buckets, max, scale, c.p.min_p);
+        uint32_t last = all ? 0 : cut(&s, &c.p, max, scale, &total);
+
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t id = v[i].id;
+            int      kept = s.weights[id] > 0
+                            && (all || !before(&s, last, id));
+            double   share = kept ? (double) s.weights[id] / (double) total : 0;
+
+            assert_int_equal(kept, v[i].kept);
+            assert_true(fabs(share - v[i].x) < 2e-5);
+        }
+
+        n_compared++;
+        n_cut += keep < n;
+        sampler_free(&s);
+    }
+
+    assert_true(n_compared > 1000 && n_cut > 500);
+}
+
+
+/* power() is one multiplication from 2^t, and exactly 1 at 0. */
+static void
+powers_are_right(void **state)
+{
+    (void) state;
+
+    for (int i = 0; i <= 430000; i++) {
+        float t = -(float) i / 10000;
+        lanes four = { t, t, t, t };
+        lanes got = power(four);
+
+        for (int k = 0; k < N_LANES; k++) {
+            assert_true(fabs((double) got[k] / exp2((double) t) - 1) < 4e-7);
+        }
+    }
+
+    assert_true(power((lanes) { 0 })[0] == 1);
 }
 
 
@@ -433,6 +629,8 @@ main(void)
         cmocka_unit_test(philox_known_answers),
         cmocka_unit_test(seed_golden),
         cmocka_unit_test(exact_against_sorting),
+        cmocka_unit_test(distribution_is_the_defined_one),
+        cmocka_unit_test(powers_are_right),
         cmocka_unit_test(chi_square),
         cmocka_unit_test(not_finite_is_refused),
         cmocka_unit_test(beyond_vocabulary_is_masked),
