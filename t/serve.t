@@ -38,7 +38,7 @@ sub serve {
 
 sub pid { return Moe::slurp("$run/$_[0].pid") =~ s/\s//gr }
 
-sub alive { return grep { $_ && kill 0, $_ } @_ }
+sub alive { return grep { $_ && Moe::Process::alive($_) } @_ }
 
 sub port_open {
     return IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);

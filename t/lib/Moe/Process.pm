@@ -73,6 +73,12 @@ sub children {
     return split ' ', slurp("/proc/$pid/task/$pid/children");
 }
 
+# Does it run?  What has ended may stay until somebody asks how: not ours to.
+sub alive {
+    my $pid = shift;
+    return slurp("/proc/$pid/stat") =~ /^\d+ \(.*\) [^ZX]/s;
+}
+
 sub slurp {
     my $path = shift;
     open my $f, '<', $path or return '';
