@@ -10,6 +10,7 @@ use Socket qw(SOCK_SEQPACKET SOCK_DGRAM SOMAXCONN);
 use Time::HiRes ();
 
 use Moe::Engine;
+use Moe::Process;
 
 my $bin = "$Moe::Engine::build/moe-engine";
 my $e = Moe::Engine->new(start => 0, args => ['--max-seqs', 4, '--drain', 5]);
@@ -76,6 +77,19 @@ like run_engine($bin, @model, '--socket', $e->{socket}),
      qr/^1 .*somebody else listens there/s, 'one that is alive is not';
 
 
+# -- sandbox ---------------------------------------------------------------
+
+SKIP: {
+    skip 'a sanitizer needs what the sandbox refuses', 1
+        if $e->log =~ /sandbox: none in a sanitizer/;
+    my @wrong = grep {
+        my $status = Moe::Process::slurp("$_/status");
+        $status !~ /^NoNewPrivs:\s*1$/m || $status !~ /^Seccomp:\s*2$/m
+    } glob '/proc/' . $e->child . '/task/*';
+    is "@wrong", '', 'every thread is locked in';
+}
+
+
 # -- restart ---------------------------------------------------------------
 
 my $child = $e->child;
@@ -95,7 +109,7 @@ like $l[-1], qr/^done /, 'on the same socket';
 $child = $e->child;
 kill 'KILL', $e->{pid};
 waitpid delete $e->{pid}, 0;
-$e->until('end of the child', sub { !kill 0, $child });
+$e->until('end of the child', sub { !Moe::Process::alive($child) });
 pass 'the child does not outlive its parent';
 
 

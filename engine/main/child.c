@@ -11,8 +11,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "main/sandbox.h"
 #include "serve/serve.h"
 
 #define TEMPLATE_MAX_BYTES  (1u << 20)
@@ -203,6 +205,47 @@ say_plan(const struct serve_model *m, const struct main_options *o,
 }
 
 
+/* Both steps of sandbox.h.  What CUDA opens and maps once it runs has not been
+ * seen on a GPU yet: with one there is no sandbox, and a line that says so. */
+static int
+guard_files(const struct main_options *o, struct err *e)
+{
+    int on = strcmp(o->sandbox, "on") == 0 && strcmp(o->backend, "cpu") == 0;
+    int rc = on ? sandbox_files(o->pack_cache, e) : 0;
+
+    if (rc > 0) {
+        log_line(LOG_LEVEL_WARN, "sandbox: this kernel has no Landlock, files "
+                 "are not guarded while the model loads");
+    }
+
+    return rc < 0 ? -1 : 0;
+}
+
+
+static int
+guard_calls(const struct main_options *o, const struct serve_model *m,
+            struct err *e)
+{
+    int cpu = model_info(m->model)->on_cpu;
+
+    if (strcmp(o->sandbox, "on") != 0 || !cpu) {
+        log_line(LOG_LEVEL_NOTICE, "sandbox: %s",
+                 cpu ? "off" : "none with a GPU");
+        return 0;
+    }
+
+    tzset();            /* reads a file */
+
+    int rc = sandbox_calls(e);
+
+    if (rc > 0) {
+        log_line(LOG_LEVEL_NOTICE, "sandbox: none in a sanitizer's build");
+    }
+
+    return rc < 0 ? -1 : 0;
+}
+
+
 static int
 serve_model(const struct main_options *o, const struct serve_model *m,
             const char *name, int listen_fd, int ready_fd, struct err *e)
@@ -235,7 +278,8 @@ main_child_run(const struct main_options *o, int listen_fd, int ready_fd)
     /* jansson's hash seed, before there are threads. */
     json_object_seed(0);
 
-    if (set_name(o, name, &e) != 0
+    if (guard_files(o, &e) != 0
+        || set_name(o, name, &e) != 0
         || (tokenizer = tokenizer_load(o->model, &e)) == NULL
         || load_template(o->model, &template, &e) != 0
         || (m.model = load_model(o, &e)) == NULL)
@@ -251,7 +295,8 @@ main_child_run(const struct main_options *o, int listen_fd, int ready_fd)
     }
 
     say_plan(&m, o, name);
-    status = serve_model(o, &m, name, listen_fd, ready_fd, &e) == 0
+    status = guard_calls(o, &m, &e) == 0
+             && serve_model(o, &m, name, listen_fd, ready_fd, &e) == 0
              ? MAIN_CHILD_OK : MAIN_CHILD_FAILED;
 
 done:

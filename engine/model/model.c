@@ -353,6 +353,7 @@ write_plan(struct model *m, const char *quant)
 {
     struct model_info *info = &m->info;
 
+    info->on_cpu = strcmp(m->b->name, "cpu") == 0;
     info->weight_bytes = m->w.n_bytes;
     info->active_weight_bytes = m->w.n_active_bytes;
     info->n_products = m->w.n_products;

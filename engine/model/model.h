@@ -65,6 +65,7 @@ struct model_info {
     double      repetition;
     int         top_k;
 
+    int         on_cpu;         /* the backend runs there */
     char        plan[256];      /* one line for the log: memory, kernels */
 };
 
