@@ -74,6 +74,7 @@ SRC  := $(filter-out engine/main/main.c,$(wildcard engine/*.c engine/*/*.c))
 OBJ  := $(SRC:%.c=$(O)/%.o)
 UNIT := $(patsubst %.c,$(O)/%,$(wildcard t/unit/*.c t/unit/*/*.c t/kernel/*.c))
 BENCH := $(patsubst %.c,$(O)/%,$(wildcard t/bench/*.c))
+GATEWAY := $(patsubst %.c,$(O)/%,$(wildcard t/bench/gateway/*.c))
 TOOLS := $(patsubst %.c,$(O)/%,$(wildcard t/tools/*.c))
 FUZZ  := $(patsubst %.c,$(O)/%,$(wildcard t/fuzz/*.c))
 
@@ -92,7 +93,7 @@ module: $(MODULE)
 cuda: engine
 no-cuda:
 	@echo "no nvcc: moe-engine is built without CUDA"
-tests: $(UNIT) $(BENCH) $(EMU_TEST) tools
+tests: $(UNIT) $(BENCH) $(GATEWAY) $(EMU_TEST) tools
 tools: $(TOOLS)
 
 $(O)/%.o: %.c | build-deps
@@ -167,7 +168,7 @@ $(O)/t/cuda/%.gpu: t/cuda/%.c $(CUDA_OBJ) $(O)/libmoe.a
 	@cp -u $$($(CC) -print-file-name=libcmocka.so) $(@D)/libcmocka.so.0
 
 -include $(OBJ:.o=.d) $(O)/engine/main/main.d \
-         $(addsuffix .d,$(UNIT) $(BENCH) $(TOOLS) $(FUZZ) $(EMU_TEST)) \
+         $(addsuffix .d,$(UNIT) $(BENCH) $(GATEWAY) $(TOOLS) $(FUZZ) $(EMU_TEST)) \
          $(CUDA_OBJ:.o=.d) $(EMU_OBJ:.o=.d)
 
 
@@ -220,6 +221,16 @@ test: test-deps all tests
 
 bench: all tests
 	BUILD=$(O) MODEL=$(MODEL) perl -It/lib t/bench/run.pl
+
+# NGINX with the module beside NGINX before a server in C and one in Python.
+GATEWAY_VENV = $(O)/gateway-venv
+.PHONY: bench-gateway
+bench-gateway: all tools $(GATEWAY) $(GATEWAY_VENV)
+	BUILD=$(O) perl -It/lib t/bench/gateway.pl $(SETTINGS)
+
+$(GATEWAY_VENV):
+	python3 -m venv $@
+	$@/bin/pip install -q uvicorn uvloop httptools || rm -rf $@
 
 # The tests of t/cuda/ on a GPU; they say SKIP and why where there is none.
 test-cuda:
@@ -290,6 +301,7 @@ help:
 	@echo "make cuda | test-cuda     the engine with CUDA; its tests on a GPU"
 	@echo "make bench-cuda           kernels and models on a GPU, beside its ceilings"
 	@echo "make bench                every benchmark that this machine can run"
+	@echo "make bench-gateway        cost of a token beside NGINX's proxy_pass; perf, python3-venv"
 	@echo "make asan | tsan          the tests under sanitizers"
 	@echo "make fuzz [FUZZ_SECONDS=] the fuzzers, one after the other (clang)"
 	@echo "make engine | module      one half of the build"

@@ -1,6 +1,7 @@
 #!/usr/bin/env perl
 # Runs every benchmark that this machine can run ($BUILD/t/bench/*, t/bench/*.pl
-# but this one), collects their lines
+# but this one, and gateway.pl, which takes minutes: `make bench-gateway`),
+# collects their lines
 #
 #     bench NAME VALUE UNIT
 #
@@ -21,7 +22,7 @@ my $machine = sprintf '%s, %d CPUs', $cpu // 'unknown CPU',
 my (@rows, $failed);
 
 my @programs = sort grep { -x && -f && !/\.d$/ } glob "$build/t/bench/*";
-push @programs, sort grep { basename($_) ne 'run.pl' } glob "$dir/*.pl";
+push @programs, sort grep { basename($_) !~ /^(?:run|gateway)\.pl$/ } glob "$dir/*.pl";
 
 for my $program (@programs) {
     my $name = basename($program);

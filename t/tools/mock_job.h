@@ -23,6 +23,7 @@ struct job {
     size_t              n_replied;
     uint64_t            gen;
     uint64_t            due_us;
+    uint64_t            now_us;     /* of this step */
     uint64_t            born_us;
     uint32_t            credit;     /* cells */
     unsigned            i_step;     /* DELTAs sent to each choice */
@@ -276,8 +277,13 @@ token_text(const struct job *j, unsigned i, struct buf *text, struct buf *own)
         return;
     }
 
-    snprintf(word, sizeof(word), "%c%u ", is_reasoning ? 'r' : 'w',
-             is_reasoning ? i : i - j->s.reasoning);
+    if (j->s.stamp && !is_reasoning) {
+        snprintf(word, sizeof(word), "t%016llu ",
+                 (unsigned long long) j->now_us);
+    } else {
+        snprintf(word, sizeof(word), "%c%u ", is_reasoning ? 'r' : 'w',
+                 is_reasoning ? i : i - j->s.reasoning);
+    }
     buf_adds(own, word);
     while (own->n < j->s.bytes && own->n < 1024) {
         buf_addc(own, 'x');
@@ -504,10 +510,34 @@ job_fate(struct worker *w, struct job *j)
 }
 
 
+/* When the next token is due: a delay after this one, or after this step; or
+ * `spread`, a delay after this one was due, and the second token after a share
+ * of it that each request has for itself (multiples of the golden ratio). */
+static uint64_t
+job_due(const struct job *j)
+{
+    static uint32_t phase;
+    uint64_t delay_us = j->s.delay_ms * 1000ull, now = j->now_us;
+
+    if (j->s.spread) {
+        if (j->i_step == 1) {
+            phase += 2654435769u;
+            return j->due_us + (delay_us * phase >> 32);
+        }
+        return j->due_us + delay_us > now ? j->due_us + delay_us : now;
+    }
+
+    uint64_t step_us = j->s.step_ms * 1000ull;
+
+    return (step_us ? now / step_us * step_us : now) + delay_us;
+}
+
+
 /* One step: START, or a DELTA of each choice, or the end. */
 static void
 job_step(struct worker *w, struct job *j, uint64_t now)
 {
+    j->now_us = now;
     if (!j->started) {
         struct abi_start start = { j->rq.n_body / 4 + 1, j->rq.n_body / 8, 5 };
         j->started = 1;
@@ -535,7 +565,7 @@ job_step(struct worker *w, struct job *j, uint64_t now)
             return;
         }
         if (j->i_choice == 0) {
-            j->due_us = now + j->s.delay_ms * 1000ull;
+            j->due_us = job_due(j);
             return;
         }
     }

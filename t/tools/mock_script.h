@@ -6,6 +6,9 @@
  *      chunk=1             tokens in one DELTA
  *      bytes=N             pad each token's text to N bytes
  *      delay_ms=0          between two tokens
+ *      step_ms=0           tokens fall due together, at multiples of it
+ *      spread              no two streams' clocks go alike: see job_due()
+ *      stamp               each token of content is the time (us) of its step
  *      prefill_ms=0        before START
  *      finish=stop|length  (more tokens than max_tokens: length)
  *      split_utf8          each character takes two tokens, one without text
@@ -62,6 +65,7 @@ static const char *const bad_names[] = {
 
 struct script {
     unsigned    tokens, reasoning, chunk, bytes, delay_ms, prefill_ms, finish;
+    unsigned    step_ms, spread, stamp;
     unsigned    split_utf8, logprobs, echo, dump, silent, deaf, error;
     unsigned    at, stall, die, close, freeze_ms, mute, flood, bad, garbage;
 };
@@ -75,8 +79,10 @@ static const struct word {
 } words[] = {
     WORD(tokens, NULL), WORD(reasoning, NULL), WORD(chunk, NULL),
     WORD(bytes, NULL), WORD(delay_ms, NULL), WORD(prefill_ms, NULL),
-    WORD(finish, finish_names), WORD(split_utf8, NULL), WORD(logprobs, NULL),
-    WORD(echo, NULL), WORD(dump, NULL), WORD(silent, NULL), WORD(deaf, NULL),
+    WORD(step_ms, NULL), WORD(spread, NULL), WORD(stamp, NULL),
+    WORD(finish, finish_names), WORD(split_utf8, NULL),
+    WORD(logprobs, NULL), WORD(echo, NULL), WORD(dump, NULL),
+    WORD(silent, NULL), WORD(deaf, NULL),
     WORD(error, error_names), WORD(at, NULL), WORD(stall, NULL),
     WORD(die, NULL), WORD(close, NULL), WORD(freeze_ms, NULL),
     WORD(mute, NULL), WORD(flood, NULL), WORD(bad, bad_names),
