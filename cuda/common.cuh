@@ -124,10 +124,12 @@ cuda_launch(struct cuda *c, dim3 n_blocks, dim3 n_threads, size_t shared_bytes,
     config.attrs = &attr;
     config.numAttrs = c->major >= 9 ? 1 : 0;
 
+    /* All there is, so that a graph's kernels stay allowed theirs whatever
+     * is launched later. */
     if (shared_bytes > 48 * 1024) {
         CUDA_CHECK(cudaFuncSetAttribute(
             kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-            (int) shared_bytes));
+            (int) c->shared_max));
     }
 
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, P(args)...));

@@ -123,19 +123,23 @@ load_q(const struct mla_args &m, const struct mla_room &r, uint32_t t)
 }
 
 
-/* A page is contiguous, and stays in the order that it has. */
+/* A page is contiguous, and stays in the order that it has.  Zeros from key
+ * n_keys on: what another sequence left there may be NaN, and NaN times a
+ * probability of 0 is NaN. */
 static __device__ void
 load_page(const struct mla_args &m, const struct mla_room &r, uint32_t t,
-          uint32_t page, uint32_t stage)
+          uint32_t page, uint32_t stage, uint32_t n_keys)
 {
     uint32_t       n = PAGE * m.kv.row;
+    uint32_t       n_there = n_keys > page * PAGE
+                             ? (n_keys - page * PAGE) * m.kv.row : 0;
     uint32_t       id = m.batch.pages[m.batch.table[t] + page];
     const uint16_t *from = (const uint16_t *) m.kv.data
                            + ((size_t) id * m.kv.n_layers + m.a.layer) * n;
     uint16_t      *to = r.kv + (size_t) stage * n;
 
     for (uint32_t i = threadIdx.x * 8; i < n; i += blockDim.x * 8) {
-        hw_copy16(to + i, from + i, true);
+        hw_copy16(to + i, from + i, i < n_there);
     }
 }
 
@@ -345,21 +349,23 @@ store(const float (&o)[GROUPS][2][4], const struct running *run,
 }
 
 
-/* Pages [from, to) of token t0's table, for all threads of the block; those of
- * tokens that are not of it (t is NOBODY) keep the barriers company. */
+/* Pages [from, to) of the table of tokens t0 .. last, for all threads of the
+ * block; those of tokens that are not of it (t is NOBODY) keep the barriers
+ * company. */
 static __device__ void
-attend(const struct mla_args &m, uint32_t t0, uint32_t t, uint32_t from,
-       uint32_t to)
+attend(const struct mla_args &m, uint32_t t0, uint32_t last, uint32_t t,
+       uint32_t from, uint32_t to)
 {
     struct mla_room r = room_of(m.kv.row, m.n_stages);
     struct running  run = { { -INFINITY, -INFINITY }, { 0, 0 } };
     uint32_t        n_all = t == NOBODY ? 0 : m.batch.pos[t] + 1;
+    uint32_t        n_keys = m.batch.pos[last] + 1;
     float           s[2][4], o[GROUPS][2][4], rescale[2];
 
     memset(o, 0, sizeof(o));
 
     if (from < to) {
-        load_page(m, r, t0, from, 0);
+        load_page(m, r, t0, from, 0, n_keys);
         hw_copy_commit();
 
         if (t != NOBODY) {
@@ -371,7 +377,7 @@ attend(const struct mla_args &m, uint32_t t0, uint32_t t, uint32_t from,
         uint32_t stage = (page - from) % m.n_stages;
 
         if (m.n_stages == 2 && page + 1 < to) {
-            load_page(m, r, t0, page + 1, stage ^ 1);
+            load_page(m, r, t0, page + 1, stage ^ 1, n_keys);
             hw_copy_commit();
             hw_copy_wait<1>();
 
@@ -404,7 +410,7 @@ attend(const struct mla_args &m, uint32_t t0, uint32_t t, uint32_t from,
         __syncthreads();
 
         if (m.n_stages == 1 && page + 1 < to) {
-            load_page(m, r, t0, page + 1, 0);
+            load_page(m, r, t0, page + 1, 0, n_keys);
             hw_copy_commit();
         }
     }
@@ -439,7 +445,7 @@ mla_kernel(const struct mla_args m)
         }
 
         part_of(m, t1 - 1, &from, &to);
-        attend(m, t0, t >= t0 && t < t1 ? t : NOBODY, from, to);
+        attend(m, t0, t1 - 1, t >= t0 && t < t1 ? t : NOBODY, from, to);
     }
 }
 
@@ -625,6 +631,14 @@ mla_plain_kernel(const struct mla_args m)
 }
 
 
+/* Of scratch memory, for one part of all tokens and heads. */
+static size_t
+part_bytes(const struct cuda *c, const struct mla *a)
+{
+    return (size_t) c->n_tok * a->n_heads * (a->n_latent + 2) * sizeof(float);
+}
+
+
 /* As many parts as fill the device, and as scratch memory holds. */
 static uint32_t
 choose_splits(const struct cuda *c, const struct mla *a)
@@ -632,8 +646,7 @@ choose_splits(const struct cuda *c, const struct mla *a)
     uint32_t n_pages = c->max_pos / PAGE + 1;
     uint32_t blocks = c->n_tok * cuda_div_up(a->n_heads, HEADS);
     uint32_t n = (uint32_t) c->n_sm / blocks;
-    size_t   part = (size_t) c->n_tok * a->n_heads * (a->n_latent + 2)
-                    * sizeof(float);
+    size_t   part = part_bytes(c, a);
 
     n = n < n_pages ? n : n_pages;
     n = n < CUDA_SCRATCH / part ? n : (uint32_t) (CUDA_SCRATCH / part);
@@ -713,7 +726,7 @@ cuda_mla_heads(struct cuda *c, const struct mla *a, const struct heads *h)
 
     memset(&k, 0, sizeof(k));
 
-    if (make_args(c, a, &k.m) != 0) {
+    if (make_args(c, a, &k.m) != 0 || part_bytes(c, a) > CUDA_SCRATCH) {
         return -1;
     }
 

@@ -269,7 +269,7 @@ static __global__ void
 sum_kernel(struct tensor y, struct tensor x, const float *weights,
            const uint32_t *place, uint32_t n_active, uint32_t n)
 {
-    uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
+    uint32_t i = blockIdx.y * blockDim.x + threadIdx.x, r = blockIdx.x;
 
     hw_depend();
     hw_release();
@@ -369,7 +369,7 @@ cuda_moe(struct backend *b, const struct moe *a)
     m.y = a->tmp_down;
     run_experts(c, &m, a->gate->n, n_slots, 1);
 
-    cuda_launch(c, dim3(cuda_div_up(n, CUDA_THREADS), a->n_rows),
+    cuda_launch(c, dim3(a->n_rows, cuda_div_up(n, CUDA_THREADS)),
                 CUDA_THREADS, 0, sum_kernel, a->y, a->tmp_down, a->weights,
                 m.o.place, a->n_active, n);
 }

@@ -104,6 +104,8 @@ op_add(struct cuda *c, enum op_kind kind)
 static int
 is_direct(struct backend *b)
 {
+    cuda_uploads_wait(cuda_of(b));
+
     return cuda_of(b)->step->mode == DIRECT;
 }
 

@@ -305,6 +305,14 @@ check_mla(const struct mla_case *k)
         };
     }
 
+    /* What sequences before left in the pages may be anything. */
+    unsigned char *left = malloc(kv.n_bytes);
+
+    assert_non_null(left);
+    memset(left, 0xff, kv.n_bytes);
+    both_put(&kv, left);
+    free(left);
+
     for (uint32_t i = 0; i < n_pages; i++) {
         tables[i % 3][i / 3] = (i * 7) % n_pages;
     }

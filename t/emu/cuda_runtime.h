@@ -1,7 +1,7 @@
 /*
  * cuda_runtime.h - of the emulation: as much of CUDA's language and runtime as
- * cuda/ uses, for a C++ compiler of the host.  Streams run at once; a captured
- * graph is the list of what was launched.
+ * cuda/ uses, for a C++ compiler of the host.  Kernels run at once, copies when
+ * they are waited for; a captured graph is the list of what was launched.
  */
 #ifndef MOE_EMU_CUDA_RUNTIME_H
 #define MOE_EMU_CUDA_RUNTIME_H
@@ -196,13 +196,15 @@ cudaError_t cudaGetLastError();
 const char *cudaGetErrorName(cudaError_t e);
 const char *cudaGetErrorString(cudaError_t e);
 
-cudaError_t emu_launch(const cudaLaunchConfig_t *c, std::function<void()> fn);
+cudaError_t emu_launch(const cudaLaunchConfig_t *c, const void *kernel,
+                       std::function<void()> fn);
+cudaError_t emu_allow_shared(const void *kernel, int n);
 
 template <class K>
 static inline cudaError_t
-cudaFuncSetAttribute(K *, cudaFuncAttribute, int)
+cudaFuncSetAttribute(K *kernel, cudaFuncAttribute, int n)
 {
-    return cudaSuccess;
+    return emu_allow_shared((const void *) kernel, n);
 }
 
 template <class... P, class... A>
@@ -212,7 +214,8 @@ cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*kernel)(P...),
 {
     std::tuple<std::remove_cv_t<P>...> args(std::forward<A>(a)...);
 
-    return emu_launch(c, [kernel, args] { std::apply(kernel, args); });
+    return emu_launch(c, (const void *) kernel,
+                      [kernel, args] { std::apply(kernel, args); });
 }
 
 #endif /* MOE_EMU_CUDA_RUNTIME_H */

@@ -17,6 +17,7 @@
 #define PAGE_BYTES      4096
 #define SHARED_MAX      (227 * 1024)
 #define SHARED_PAGES    (228 * 1024)    /* up to the guard */
+#define GRID_MAX        65535           /* blocks, of dimensions y and z */
 /* Rounds of turns in which nobody gets further: nobody will. */
 #define ROUNDS_MAX      1000
 
@@ -310,10 +311,12 @@ emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
     }
 
     if (n == 0 || n_in_block == 0 || n_in_block > EMU_THREADS_MAX
+        || n_blocks.y > GRID_MAX || n_blocks.z > GRID_MAX
         || shared_bytes > SHARED_MAX)
     {
-        emu_fail("cannot launch %u blocks of %u threads with %zu bytes", n,
-                 n_in_block, shared_bytes);
+        emu_fail("cannot launch (%u, %u, %u) blocks of %u threads with %zu "
+                 "bytes", n_blocks.x, n_blocks.y, n_blocks.z, n_in_block,
+                 shared_bytes);
     }
 
     blockDim = n_threads;

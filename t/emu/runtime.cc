@@ -1,9 +1,10 @@
 /*
  * runtime.cc - the runtime's calls in the emulation: memory with guards around
- * it, streams that are never late, graphs that are lists.
+ * it, streams whose copies are as late as they may be, graphs that are lists.
  */
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <sys/mman.h>
@@ -27,12 +28,18 @@ struct emu_graph {
     std::vector<emu_launched> nodes;
 };
 
+/* What was asked for is done when a kernel of this stream, or somebody who
+ * waits, needs it: other streams have not got it before, and a buffer that is
+ * filled again too early shows. */
 struct emu_stream {
-    emu_graph *capture;
+    emu_graph                        *capture;
+    std::deque<std::function<void()>> late;
+    unsigned long                     n_done;
 };
 
 struct emu_event {
-    int unused;
+    emu_stream   *stream;
+    unsigned long n;            /* of the stream's calls are before it */
 };
 
 struct block {
@@ -41,8 +48,45 @@ struct block {
     size_t n_bytes;
 };
 
-static std::map<void *, block> blocks;
-static std::mutex              lock;
+static std::map<void *, block>       blocks;
+static std::map<const void *, int>   shared_of;     /* what kernels may have */
+static std::map<emu_stream *, bool>  streams;
+static std::mutex                    lock;
+
+
+static void
+run_late(emu_stream *s, unsigned long until)
+{
+    while (s != NULL && s->n_done < until && !s->late.empty()) {
+        s->late.front()();
+        s->late.pop_front();
+        s->n_done++;
+    }
+}
+
+
+static void
+run_all_late(emu_stream *s)
+{
+    run_late(s, ~0ul);
+}
+
+
+static cudaError_t
+do_later(emu_stream *s, std::function<void()> fn)
+{
+    if (s == NULL) {
+        fn();
+
+    } else if (s->capture != NULL) {
+        emu_fail("a copy within a captured graph is not emulated");
+
+    } else {
+        s->late.push_back(std::move(fn));
+    }
+
+    return cudaSuccess;
+}
 
 
 cudaError_t
@@ -131,36 +175,45 @@ cudaError_t
 cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind,
                 cudaStream_t s)
 {
-    if (s != NULL && s->capture != NULL) {
-        emu_fail("a copy within a captured graph is not emulated");
-    }
-
-    memcpy(to, from, n);
-
-    return cudaSuccess;
+    return do_later(s, [=] { memcpy(to, from, n); });
 }
 
 
 cudaError_t
 cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s)
 {
-    if (s != NULL && s->capture != NULL) {
-        emu_fail("a memset within a captured graph is not emulated");
-    }
+    return do_later(s, [=] {
+        /* Fresh pages are zero already. */
+        if (v != 0 || n < (16u << 20)) {
+            memset(p, v, n);
+        }
+    });
+}
 
-    /* Fresh pages are zero already. */
-    if (v != 0 || n < (16u << 20)) {
-        memset(p, v, n);
-    }
+
+cudaError_t
+emu_allow_shared(const void *kernel, int n)
+{
+    std::lock_guard<std::mutex> hold(lock);
+
+    shared_of[kernel] = n;
 
     return cudaSuccess;
 }
 
 
 cudaError_t
-emu_launch(const cudaLaunchConfig_t *c, std::function<void()> fn)
+emu_launch(const cudaLaunchConfig_t *c, const void *kernel,
+           std::function<void()> fn)
 {
     bool overlaps = false;
+
+    if (c->dynamicSmemBytes > 48 * 1024
+        && (size_t) shared_of[kernel] < c->dynamicSmemBytes)
+    {
+        emu_fail("a kernel was not allowed its %zu bytes of shared memory",
+                 c->dynamicSmemBytes);
+    }
 
     for (unsigned i = 0; i < c->numAttrs; i++) {
         overlaps |= c->attrs[i].val.programmaticStreamSerializationAllowed
@@ -172,6 +225,7 @@ emu_launch(const cudaLaunchConfig_t *c, std::function<void()> fn)
             c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps, fn });
 
     } else {
+        run_all_late(c->stream);
         emu_run(c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps, fn);
     }
 
@@ -182,7 +236,10 @@ emu_launch(const cudaLaunchConfig_t *c, std::function<void()> fn)
 cudaError_t
 cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
-    *s = new emu_stream { NULL };
+    std::lock_guard<std::mutex> hold(lock);
+
+    *s = new emu_stream();
+    streams[*s] = true;
 
     return cudaSuccess;
 }
@@ -191,6 +248,10 @@ cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 cudaError_t
 cudaStreamDestroy(cudaStream_t s)
 {
+    std::lock_guard<std::mutex> hold(lock);
+
+    run_all_late(s);
+    streams.erase(s);
     delete s;
 
     return cudaSuccess;
@@ -211,13 +272,23 @@ not_capturing(cudaStream_t s)
 cudaError_t
 cudaStreamSynchronize(cudaStream_t s)
 {
-    return not_capturing(s);
+    not_capturing(s);
+    run_all_late(s);
+
+    return cudaSuccess;
 }
 
 
 cudaError_t
 cudaDeviceSynchronize()
 {
+    std::lock_guard<std::mutex> hold(lock);
+
+    for (const auto &s : streams) {
+        not_capturing(s.first);
+        run_all_late(s.first);
+    }
+
     return cudaSuccess;
 }
 
@@ -256,6 +327,7 @@ cudaError_t
 cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
     not_capturing(s);
+    run_all_late(s);
 
     for (const emu_launched &l : e->nodes) {
         emu_run(l.n_blocks, l.n_threads, l.shared_bytes, l.overlaps, l.fn);
@@ -286,7 +358,7 @@ cudaGraphExecDestroy(cudaGraphExec_t e)
 cudaError_t
 cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
 {
-    *e = new emu_event;
+    *e = new emu_event();
 
     return cudaSuccess;
 }
@@ -302,15 +374,20 @@ cudaEventDestroy(cudaEvent_t e)
 
 
 cudaError_t
-cudaEventRecord(cudaEvent_t, cudaStream_t)
+cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
+    e->stream = s;
+    e->n = s == NULL ? 0 : s->n_done + s->late.size();
+
     return cudaSuccess;
 }
 
 
 cudaError_t
-cudaEventSynchronize(cudaEvent_t)
+cudaEventSynchronize(cudaEvent_t e)
 {
+    run_late(e->stream, e->n);
+
     return cudaSuccess;
 }
 

@@ -226,6 +226,71 @@ test_copy(void **)
 }
 
 
+/* A stream's copies are made when it is waited for, by its own kernels, or by
+ * an event: not before. */
+static void
+test_stream(void **)
+{
+    enum { NOT, ITSELF, WAITED, EVENT };
+    auto copy = [](int how) {
+        cudaStream_t s, other;
+        cudaEvent_t  e;
+        int          from = 7, to = 0, seen = 0;
+
+        cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+        cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+        cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+        cudaMemcpyAsync(&to, &from, sizeof(to), cudaMemcpyHostToDevice, s);
+        cudaEventRecord(e, s);
+
+        if (how == WAITED) {
+            cudaStreamSynchronize(s);
+
+        } else if (how == EVENT) {
+            cudaEventSynchronize(e);
+        }
+
+        cudaLaunchConfig_t c = {};
+
+        c.stream = how == ITSELF ? s : other;
+        emu_launch(&c, NULL, [&] { seen = to; });
+        cudaDeviceSynchronize();
+
+        return seen == 7 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return copy(ITSELF); }));
+    assert_false(is_caught([&] { return copy(WAITED); }));
+    assert_false(is_caught([&] { return copy(EVENT); }));
+    assert_true(is_caught([&] { return copy(NOT); }));
+}
+
+
+/* More shared memory than every kernel has wants to be asked for. */
+static void
+test_shared_allowed(void **)
+{
+    auto launch = [](int allowed) {
+        static const char  kernel = 0;
+        cudaLaunchConfig_t c = {};
+
+        c.dynamicSmemBytes = 100 * 1024;
+
+        if (allowed != 0) {
+            emu_allow_shared(&kernel, allowed);
+        }
+
+        emu_launch(&c, &kernel, [] {});
+
+        return 0;
+    };
+
+    assert_false(is_caught([&] { return launch(100 * 1024); }));
+    assert_true(is_caught([&] { return launch(0); }));
+    assert_true(is_caught([&] { return launch(99 * 1024); }));
+}
+
+
 /* Not all threads come to a barrier, or to their warp. */
 static void
 test_stuck(void **)
@@ -326,6 +391,8 @@ main()
         cmocka_unit_test(test_device_bounds),
         cmocka_unit_test(test_not_written),
         cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_shared_allowed),
         cmocka_unit_test(test_stuck),
         cmocka_unit_test(test_depend),
         cmocka_unit_test(test_mma),
