@@ -156,6 +156,12 @@ void ring_bell_ring(int fd);
 /* Drains at most a bounded number of bells.  0, or -1: the peer is gone. */
 int ring_bell_drain(int fd);
 
+/* Each bell is an edge, heard or not: who waits for edges may leave as many
+ * unread as he has gone to sleep, since a peer rings once a sleep at most.  A
+ * socket's queue held 278 (ring_peer.c); t/spin/bell.pml says what has to be
+ * minded. */
+#define RING_BELLS_UNREAD  64
+
 
 /*
  * Handshake messages over a SEQPACKET socket, never blocking.

@@ -582,9 +582,15 @@ ngx_http_moe_channel_bell_handler(ngx_event_t *ev)
     c = ev->data;
     ch = c->data;
 
-    /* Its end is noticed on the socket. */
+    /* An edge needs no read, until the queue could be full; before a look at
+     * the ring then, never after it.  Its end is noticed on the socket. */
 
-    (void) ring_bell_drain(c->fd);
+    if (ch->n_sleeps >= RING_BELLS_UNREAD
+        || !(ngx_event_flags & NGX_USE_CLEAR_EVENT))
+    {
+        ch->n_sleeps = 0;
+        (void) ring_bell_drain(c->fd);
+    }
 
     ngx_http_moe_slot_drain(ch);
 }

@@ -323,6 +323,7 @@ struct ngx_http_moe_channel_s {
     uint64_t                   n_used;          /* slots */
     uint64_t                   n_used_then;     /* when the page said: */
     uint64_t                   load;
+    ngx_uint_t                 n_sleeps;        /* since bells were read */
 
     ngx_queue_t                sending;         /* ctx: until in the ring */
 

@@ -434,6 +434,7 @@ ngx_http_moe_slot_drain(ngx_http_moe_channel_t *ch)
     }
 
     if (rc == RING_AGAIN) {
+        ch->n_sleeps++;
         rc = ring_sleep(&ch->rx);
 
         if (rc == RING_OK) {
