@@ -548,7 +548,7 @@ ngx_http_moe_chat_delta(ngx_http_moe_ctx_t *ctx,
 
     out = &ctx->out;
 
-    ngx_http_moe_text_add(out, ctx->prefix.data, ctx->prefix.len);
+    ngx_http_moe_stream_event(ctx);
     ngx_http_moe_text_lit(out, "{\"index\":");
     ngx_http_moe_text_uint(out, delta->choice);
 
@@ -591,7 +591,7 @@ ngx_http_moe_chat_open(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice)
 
     out = &ctx->out;
 
-    ngx_http_moe_text_add(out, ctx->prefix.data, ctx->prefix.len);
+    ngx_http_moe_stream_event(ctx);
     ngx_http_moe_text_lit(out, "{\"index\":");
     ngx_http_moe_text_uint(out, choice);
     ngx_http_moe_text_lit(out, ",\"delta\":{\"role\":\"assistant\","
@@ -614,7 +614,7 @@ ngx_http_moe_chat_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice)
 
     out = &ctx->out;
 
-    ngx_http_moe_text_add(out, ctx->prefix.data, ctx->prefix.len);
+    ngx_http_moe_stream_event(ctx);
     ngx_http_moe_text_lit(out, "{\"index\":");
     ngx_http_moe_text_uint(out, choice);
 
@@ -645,7 +645,7 @@ ngx_http_moe_chat_done(ngx_http_moe_ctx_t *ctx)
     if (ctx->params.stream) {
 
         if (ctx->params.include_usage) {
-            ngx_http_moe_text_add(out, ctx->prefix.data, ctx->prefix.len);
+            ngx_http_moe_stream_event(ctx);
             ngx_http_moe_text_lit(out, "],\"usage\":");
             ngx_http_moe_stream_usage(ctx);
             ngx_http_moe_text_lit(out, "}\n\n");

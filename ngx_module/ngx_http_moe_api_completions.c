@@ -180,7 +180,7 @@ ngx_http_moe_completions_delta(ngx_http_moe_ctx_t *ctx,
 
     out = &ctx->out;
 
-    ngx_http_moe_text_add(out, ctx->prefix.data, ctx->prefix.len);
+    ngx_http_moe_stream_event(ctx);
     ngx_http_moe_text_lit(out, "{\"text\":\"");
     ngx_http_moe_text_json(out, delta->text.data, delta->text.len);
     ngx_http_moe_text_lit(out, "\",\"index\":");
@@ -211,7 +211,7 @@ ngx_http_moe_completions_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice)
 
     out = &ctx->out;
 
-    ngx_http_moe_text_add(out, ctx->prefix.data, ctx->prefix.len);
+    ngx_http_moe_stream_event(ctx);
     ngx_http_moe_text_lit(out, "{\"text\":\"\",\"index\":");
     ngx_http_moe_text_uint(out, choice);
 
@@ -240,7 +240,7 @@ ngx_http_moe_completions_done(ngx_http_moe_ctx_t *ctx)
     if (ctx->params.stream) {
 
         if (ctx->params.include_usage) {
-            ngx_http_moe_text_add(out, ctx->prefix.data, ctx->prefix.len);
+            ngx_http_moe_stream_event(ctx);
             ngx_http_moe_text_lit(out, "],\"usage\":");
             ngx_http_moe_stream_usage(ctx);
             ngx_http_moe_text_lit(out, "}\n\n");

@@ -23,6 +23,8 @@ static ngx_int_t ngx_http_moe_body_read(ngx_http_request_t *r, ngx_str_t *body);
 static ngx_int_t ngx_http_moe_body_parse(ngx_http_moe_ctx_t *ctx,
     ngx_str_t *body);
 static ngx_int_t ngx_http_moe_id(ngx_http_moe_ctx_t *ctx);
+static ngx_int_t ngx_http_moe_id_kept(ngx_http_moe_ctx_t *ctx, u_char *p,
+    const u_char *random);
 static ngx_uint_t ngx_http_moe_model_known(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_model(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_channel_t *ch);
@@ -32,6 +34,7 @@ static void ngx_http_moe_cleanup(void *data);
 enum {
     NGX_HTTP_MOE_ROUTE_NONE = 0,
     NGX_HTTP_MOE_ROUTE_MODELS,
+    NGX_HTTP_MOE_ROUTE_STREAMS,
     NGX_HTTP_MOE_ROUTE_API
 };
 
@@ -62,6 +65,19 @@ ngx_http_moe_handler(ngx_http_request_t *r)
         }
 
         return ngx_http_moe_models_handler(r, mlcf->engine, &id);
+    }
+
+    if (route == NGX_HTTP_MOE_ROUTE_STREAMS && mlcf->resume) {
+
+        if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_DELETE))) {
+            return ngx_http_moe_refuse(r, NGX_HTTP_NOT_ALLOWED, "GET, DELETE");
+        }
+
+        return ngx_http_moe_rejoin_handler(r, &id);
+    }
+
+    if (route == NGX_HTTP_MOE_ROUTE_STREAMS) {
+        return ngx_http_moe_refuse(r, NGX_HTTP_NOT_FOUND, NULL);
     }
 
     if (r->method != NGX_HTTP_POST) {
@@ -112,9 +128,17 @@ ngx_http_moe_route(ngx_http_request_t *r, const ngx_http_moe_api_t **api,
         return NGX_HTTP_MOE_ROUTE_MODELS;
     }
 
-    /* A model's name may have slashes of its own. */
-
     end = r->uri.data + r->uri.len;
+
+    p = memmem(r->uri.data, r->uri.len, "/streams/", 9);
+
+    if (p) {
+        id->data = p + 9;
+        id->len = (size_t) (end - id->data);
+        return NGX_HTTP_MOE_ROUTE_STREAMS;
+    }
+
+    /* A model's name may have slashes of its own. */
 
     p = memmem(r->uri.data, r->uri.len, "/models/", 8);
 
@@ -383,7 +407,7 @@ ngx_http_moe_id(ngx_http_moe_ctx_t *ctx)
 {
     size_t        n;
     u_char       *p;
-    u_char        random[16];
+    u_char        random[NGX_HTTP_MOE_SECRET_LEN];
     const char   *prefix;
 
     if (getrandom(random, sizeof(random), GRND_NONBLOCK) != sizeof(random)) {
@@ -393,7 +417,8 @@ ngx_http_moe_id(ngx_http_moe_ctx_t *ctx)
     prefix = (ctx->api == &ngx_http_moe_api_chat) ? "chatcmpl-" : "cmpl-";
     n = ngx_strlen(prefix);
 
-    p = ngx_pnalloc(ctx->request->pool, n + 2 * sizeof(random));
+    p = ngx_pnalloc(ctx->request->pool, n + 2 * sizeof(random)
+                                        + 2 * NGX_HTTP_MOE_TAG_LEN);
     if (p == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
@@ -403,7 +428,32 @@ ngx_http_moe_id(ngx_http_moe_ctx_t *ctx)
     p = ngx_hex_dump(p, random, sizeof(random));
     ctx->id.len = (size_t) (p - ctx->id.data);
 
-    return NGX_OK;
+    return ngx_http_moe_id_kept(ctx, p, random);
+}
+
+
+/* The id of a stream that is kept says also which worker has it. */
+
+static ngx_int_t
+ngx_http_moe_id_kept(ngx_http_moe_ctx_t *ctx, u_char *p, const u_char *random)
+{
+    const u_char             *tag;
+    ngx_http_moe_loc_conf_t  *mlcf;
+
+    mlcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_moe_module);
+    tag = ngx_http_moe_share_tag();
+
+    if (mlcf->resume == 0 || tag == NULL || !ctx->params.stream
+        || ctx->request != ctx->request->main)
+    {
+        return NGX_OK;
+    }
+
+    p = ngx_hex_dump(p, (u_char *) tag, NGX_HTTP_MOE_TAG_LEN);
+    ctx->id.len = (size_t) (p - ctx->id.data);
+
+    return (ngx_http_moe_journal_create(ctx, random) == NGX_OK)
+           ? NGX_OK : NGX_HTTP_INTERNAL_SERVER_ERROR;
 }
 
 

@@ -9,6 +9,9 @@
  *      moe_status prometheus;                          location
  *      moe_header_delay TIME;                          http, server, location
  *      moe_cors on | off | ORIGIN ...;                 http, server, location
+ *      moe_resume TIME;                                http, server, location
+ *      moe_resume_buffer SIZE;                         http, server, location
+ *      moe_resume_key VALUE;                           http, server, location
  */
 
 #include "ngx_http_moe_module.h"
@@ -36,6 +39,7 @@ static void *ngx_http_moe_create_main_conf(ngx_conf_t *cf);
 static void *ngx_http_moe_create_loc_conf(ngx_conf_t *cf);
 static char *ngx_http_moe_merge_loc_conf(ngx_conf_t *cf, void *parent,
     void *child);
+static void ngx_http_moe_resume_on(ngx_conf_t *cf);
 static ngx_int_t ngx_http_moe_init_process(ngx_cycle_t *cycle);
 static void ngx_http_moe_exit_process(ngx_cycle_t *cycle);
 
@@ -141,6 +145,27 @@ static ngx_command_t  ngx_http_moe_commands[] = {
       ngx_http_moe_cors,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
+      NULL },
+
+    { ngx_string("moe_resume"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_moe_loc_conf_t, resume),
+      NULL },
+
+    { ngx_string("moe_resume_buffer"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_size_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_moe_loc_conf_t, resume_buffer),
+      NULL },
+
+    { ngx_string("moe_resume_key"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_set_complex_value_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_moe_loc_conf_t, resume_key),
       NULL },
 
       ngx_null_command
@@ -588,6 +613,8 @@ ngx_http_moe_create_loc_conf(ngx_conf_t *cf)
     mlcf->header_delay = NGX_CONF_UNSET_MSEC;
     mlcf->cors = NGX_CONF_UNSET_PTR;
     mlcf->limits = NGX_CONF_UNSET_PTR;
+    mlcf->resume = NGX_CONF_UNSET_MSEC;
+    mlcf->resume_buffer = NGX_CONF_UNSET_SIZE;
 
     return mlcf;
 }
@@ -606,6 +633,17 @@ ngx_http_moe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_msec_value(conf->header_delay, prev->header_delay, 5000);
     ngx_conf_merge_ptr_value(conf->cors, prev->cors, NULL);
     ngx_conf_merge_ptr_value(conf->limits, prev->limits, NULL);
+    ngx_conf_merge_msec_value(conf->resume, prev->resume, 0);
+    ngx_conf_merge_size_value(conf->resume_buffer, prev->resume_buffer,
+                              1024 * 1024);
+
+    if (conf->resume_key == NULL) {
+        conf->resume_key = prev->resume_key;
+    }
+
+    if (conf->resume) {
+        ngx_http_moe_resume_on(cf);
+    }
 
     if (conf->name.data == NULL) {
 
@@ -653,6 +691,18 @@ ngx_http_moe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 }
 
 
+/* Workers listen for each other only where streams are kept. */
+
+static void
+ngx_http_moe_resume_on(ngx_conf_t *cf)
+{
+    ngx_http_moe_main_conf_t  *mmcf;
+
+    mmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_moe_module);
+    mmcf->resume = 1;
+}
+
+
 /*
  * An absent engine is no reason not to start.  The processes that manage
  * caches come here as well, and have nothing to ask of an engine.
@@ -678,6 +728,11 @@ ngx_http_moe_init_process(ngx_cycle_t *cycle)
     }
 
     ngx_http_moe_limit_state_start(mmcf, cycle->log);
+    ngx_http_moe_journal_init();
+
+    if (mmcf->resume) {
+        ngx_http_moe_share_init(cycle->log);
+    }
 
     engine = mmcf->engines.elts;
 
@@ -708,6 +763,8 @@ ngx_http_moe_exit_process(ngx_cycle_t *cycle)
         || ngx_process == NGX_PROCESS_SINGLE)
     {
         ngx_http_moe_limit_state_save(mmcf, cycle->log);
+        ngx_http_moe_journal_exit();
+        ngx_http_moe_share_exit();
     }
 
     engine = mmcf->engines.elts;

@@ -50,6 +50,8 @@ typedef struct ngx_http_moe_channel_s  ngx_http_moe_channel_t;
 typedef struct ngx_http_moe_engine_s   ngx_http_moe_engine_t;
 typedef struct ngx_http_moe_ctx_s      ngx_http_moe_ctx_t;
 typedef struct ngx_http_moe_api_s      ngx_http_moe_api_t;
+typedef struct ngx_http_moe_journal_s  ngx_http_moe_journal_t;
+typedef struct ngx_http_moe_view_s     ngx_http_moe_view_t;
 
 
 /* What all workers count of a group, in shared memory. */
@@ -139,6 +141,7 @@ struct ngx_http_moe_engine_s {
 typedef struct {
     ngx_array_t                engines;         /* ngx_http_moe_engine_t * */
     ngx_array_t                token_zones;     /* ngx_shm_zone_t * */
+    unsigned                   resume:1;        /* somewhere, moe_resume is */
 } ngx_http_moe_main_conf_t;
 
 typedef struct {
@@ -150,6 +153,9 @@ typedef struct {
     ngx_msec_t                 header_delay;    /* until it is committed */
     ngx_array_t               *cors;            /* origins; NULL: off */
     ngx_array_t               *limits;          /* see limit.c; NULL: none */
+    ngx_msec_t                 resume;          /* 0: streams are not kept */
+    size_t                     resume_buffer;
+    ngx_http_complex_value_t  *resume_key;      /* NULL: Authorization */
 } ngx_http_moe_loc_conf_t;
 
 
@@ -359,6 +365,68 @@ struct ngx_http_moe_api_s {
 };
 
 
+/*
+ * A stream's journal: what it has said, for a client that comes back.  Events
+ * have the ids 1, 2, ...; blocks hold whole ones.
+ */
+
+#define NGX_HTTP_MOE_SECRET_LEN   16            /* random bytes of a stream */
+#define NGX_HTTP_MOE_OWNER_LEN    20            /* SHA-1 of its credentials */
+#define NGX_HTTP_MOE_TAG_LEN      8             /* of the worker that has it */
+
+typedef struct {
+    ngx_queue_t                queue;
+    uint64_t                   first;           /* id */
+    uint64_t                   n;               /* events */
+    u_char                    *last;
+    u_char                    *end;
+    u_char                     data[];
+} ngx_http_moe_block_t;
+
+struct ngx_http_moe_view_s {
+    ngx_http_moe_journal_t    *journal;         /* NULL: none yet */
+    ngx_connection_t          *connection;      /* to the client's worker */
+    ngx_http_moe_block_t      *block;           /* NULL: before the first */
+    u_char                    *pos;             /* in it, to go next */
+    unsigned                   asked:1;
+};
+
+struct ngx_http_moe_journal_s {
+    ngx_str_node_t             sn;              /* by secret; first */
+    ngx_queue_t                blocks;
+    ngx_queue_t                queue;           /* kept */
+    ngx_http_moe_engine_t     *engine;
+    ngx_http_moe_ctx_t        *ctx;             /* NULL: the stream is over */
+    ngx_http_moe_view_t       *view;            /* NULL: nobody reads it */
+    ngx_event_t                timer;           /* when it is over */
+    ngx_msec_t                 timeout;
+    size_t                     limit;
+    size_t                     n_bytes;
+    uint64_t                   next;            /* id of the event to come */
+    uint64_t                   sent;            /* up to it a client has had */
+    ngx_uint_t                 n_tok;           /* that nobody was given */
+    u_char                     secret[NGX_HTTP_MOE_SECRET_LEN];
+    u_char                     owner[NGX_HTTP_MOE_OWNER_LEN];
+    unsigned                   ended:1;
+    unsigned                   kept:1;
+};
+
+/* From one worker to another, or to itself; the answer is a status, and after
+ * 200 the stream's bytes. */
+
+#define NGX_HTTP_MOE_ASK_MAGIC    0x31454f4d6b7361
+#define NGX_HTTP_MOE_GONE         410
+
+typedef struct {
+    uint64_t                   magic;
+    uint64_t                   cancel;
+    uint64_t                   last;            /* id of the event it has */
+    u_char                     secret[NGX_HTTP_MOE_SECRET_LEN];
+    u_char                     owner[NGX_HTTP_MOE_OWNER_LEN];
+    u_char                     zero[4];
+} ngx_http_moe_ask_t;
+
+
 typedef enum {
     NGX_HTTP_MOE_NO_END = 0,
     NGX_HTTP_MOE_DONE,
@@ -398,11 +466,15 @@ struct ngx_http_moe_ctx_s {
     ngx_array_t               *limits;          /* see limit.c; NULL: none */
     ngx_str_t                 *keys;            /* whom they charge */
 
+    ngx_http_moe_journal_t    *journal;         /* NULL: is not kept */
+    void                      *rejoin;          /* see rejoin.c */
+
     uint64_t                   tried;           /* peers that refused it */
     ngx_uint_t                 n_losses;        /* without a token between */
 
     ngx_msec_t                 header_delay;
     ngx_msec_t                 lost_at;
+    ngx_msec_t                 left_at;         /* by the client */
     ngx_msec_t                 submitted;
     ngx_msec_t                 started;
     ngx_msec_t                 first_token;
@@ -410,6 +482,7 @@ struct ngx_http_moe_ctx_s {
     ngx_msec_t                 last_event;
     ngx_msec_t                 last_byte;
 
+    uint64_t                   n_events;        /* whose ids were given */
     ngx_uint_t                 n_prompt;
     ngx_uint_t                 n_cached;
     ngx_uint_t                 n_output;
@@ -431,6 +504,7 @@ struct ngx_http_moe_ctx_s {
     unsigned                   in_touched:1;
     unsigned                   in_queue:1;
     unsigned                   closed:1;        /* detached for good */
+    unsigned                   unseen:1;        /* the client has left it */
     unsigned                   keepalive:1;     /* what the client asked */
     unsigned                   page_sent:1;
     unsigned                   budget:1;        /* ended by a limit */
@@ -507,10 +581,56 @@ void ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_usage(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx);
 ngx_uint_t ngx_http_moe_stream_hold(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_stream_event(ngx_http_moe_ctx_t *ctx);
+ngx_int_t ngx_http_moe_stream_open(ngx_http_request_t *r);
+ngx_int_t ngx_http_moe_stream_watch(ngx_http_request_t *r,
+    ngx_http_event_handler_pt handler);
+void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx, ngx_int_t rc);
 
 /* timeout.c */
 void ngx_http_moe_timeout_arm(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_timeout_handler(ngx_event_t *ev);
+
+/* leave.c */
+ngx_int_t ngx_http_moe_leave(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_leave_handler(ngx_http_request_t *r);
+void ngx_http_moe_leave_unseen(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_leave_room(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_leave_replaced(ngx_http_moe_ctx_t *ctx);
+
+/* journal.c */
+void ngx_http_moe_journal_init(void);
+void ngx_http_moe_journal_exit(void);
+ngx_int_t ngx_http_moe_journal_owner(ngx_http_request_t *r, u_char *owner);
+ngx_int_t ngx_http_moe_journal_create(ngx_http_moe_ctx_t *ctx,
+    const u_char *secret);
+ngx_http_moe_journal_t *ngx_http_moe_journal_find(const u_char *secret,
+    const u_char *owner);
+ngx_int_t ngx_http_moe_journal_add(ngx_http_moe_journal_t *j,
+    const ngx_http_moe_text_t *text);
+ngx_uint_t ngx_http_moe_journal_full(ngx_http_moe_journal_t *j);
+ngx_int_t ngx_http_moe_journal_seek(ngx_http_moe_journal_t *j, uint64_t id,
+    ngx_http_moe_view_t *view);
+size_t ngx_http_moe_journal_read(ngx_http_moe_journal_t *j,
+    ngx_http_moe_view_t *view);
+void ngx_http_moe_journal_delivered(ngx_http_moe_journal_t *j);
+void ngx_http_moe_journal_left(ngx_http_moe_journal_t *j);
+void ngx_http_moe_journal_close(ngx_http_moe_ctx_t *ctx);
+void ngx_http_moe_journal_destroy(ngx_http_moe_journal_t *j);
+
+/* share.c */
+void ngx_http_moe_share_init(ngx_log_t *log);
+void ngx_http_moe_share_exit(void);
+const u_char *ngx_http_moe_share_tag(void);
+socklen_t ngx_http_moe_share_name(struct sockaddr_un *sun, const u_char *tag);
+ngx_connection_t *ngx_http_moe_share_connection(ngx_socket_t s,
+    ngx_log_t *log);
+void ngx_http_moe_share_send(ngx_http_moe_journal_t *j);
+void ngx_http_moe_share_ping(ngx_http_moe_journal_t *j);
+void ngx_http_moe_share_close(ngx_http_moe_view_t *view);
+
+/* rejoin.c */
+ngx_int_t ngx_http_moe_rejoin_handler(ngx_http_request_t *r, ngx_str_t *id);
 
 /* balance.c */
 ngx_int_t ngx_http_moe_balance(ngx_http_moe_ctx_t *ctx,

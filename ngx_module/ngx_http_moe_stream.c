@@ -24,9 +24,8 @@ static void ngx_http_moe_stream_send(ngx_http_moe_ctx_t *ctx,
 static void ngx_http_moe_stream_whole(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_sent(ngx_http_moe_ctx_t *ctx);
 static ngx_uint_t ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx);
-static void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx,
-    ngx_int_t rc);
 static void ngx_http_moe_stream_write_handler(ngx_http_request_t *r);
+static void ngx_http_moe_stream_event_id(ngx_http_moe_ctx_t *ctx);
 
 
 ngx_int_t
@@ -81,7 +80,21 @@ ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
         return NGX_OK;
     }
 
-    r->read_event_handler = ngx_http_test_reading;
+    return ngx_http_moe_stream_watch(r, ngx_http_moe_leave_handler);
+}
+
+
+/* To be told when the client leaves. */
+
+ngx_int_t
+ngx_http_moe_stream_watch(ngx_http_request_t *r,
+    ngx_http_event_handler_pt handler)
+{
+    ngx_connection_t  *c;
+
+    c = r->connection;
+
+    r->read_event_handler = handler;
 
     if (r->stream) {
         return NGX_OK;
@@ -305,7 +318,29 @@ ngx_http_moe_stream_done(ngx_http_moe_ctx_t *ctx,
     ctx->api->done(ctx);
 
     if (ctx->params.stream) {
+        ngx_http_moe_stream_event_id(ctx);
         ngx_http_moe_text_lit(&ctx->out, "data: [DONE]\n\n");
+    }
+}
+
+
+/* What every event of a dialect begins with. */
+
+void
+ngx_http_moe_stream_event(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_http_moe_stream_event_id(ctx);
+    ngx_http_moe_text_add(&ctx->out, ctx->prefix.data, ctx->prefix.len);
+}
+
+
+static void
+ngx_http_moe_stream_event_id(ngx_http_moe_ctx_t *ctx)
+{
+    if (ctx->journal) {
+        ngx_http_moe_text_lit(&ctx->out, "id: ");
+        ngx_http_moe_text_uint(&ctx->out, ++ctx->n_events);
+        ngx_http_moe_text_lit(&ctx->out, "\n");
     }
 }
 
@@ -322,9 +357,12 @@ ngx_http_moe_stream_error(ngx_http_moe_ctx_t *ctx)
     ctx->end = NGX_HTTP_MOE_ERROR;
 
     if (ctx->header_sent) {
+        ngx_http_moe_stream_event_id(ctx);
         ngx_http_moe_text_lit(&ctx->out, "data: ");
         ngx_http_moe_error_json(&ctx->out, &ctx->error);
-        ngx_http_moe_text_lit(&ctx->out, "\n\ndata: [DONE]\n\n");
+        ngx_http_moe_text_lit(&ctx->out, "\n\n");
+        ngx_http_moe_stream_event_id(ctx);
+        ngx_http_moe_text_lit(&ctx->out, "data: [DONE]\n\n");
     }
 }
 
@@ -408,6 +446,18 @@ ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx)
         }
     }
 
+    if (ctx->journal
+        && ngx_http_moe_journal_add(ctx->journal, &ctx->out) != NGX_OK)
+    {
+        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        return;
+    }
+
+    if (ctx->unseen) {
+        ngx_http_moe_leave_unseen(ctx);
+        return;
+    }
+
     if (ngx_http_moe_stream_chain(ctx, &out) != NGX_OK) {
         ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
         return;
@@ -452,12 +502,31 @@ ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx)
 static ngx_int_t
 ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
 {
+    ngx_int_t  rc;
+
+    ctx->header_sent = 1;
+
+    rc = ngx_http_moe_stream_open(ctx->request);
+
+    /* From now on there are pings. */
+
+    if (rc == NGX_OK) {
+        ngx_http_moe_timeout_arm(ctx);
+    }
+
+    return rc;
+}
+
+
+/* The header of a stream of events. */
+
+ngx_int_t
+ngx_http_moe_stream_open(ngx_http_request_t *r)
+{
     ngx_int_t                  rc;
     ngx_connection_t          *c;
-    ngx_http_request_t        *r;
     ngx_http_core_loc_conf_t  *clcf;
 
-    r = ctx->request;
     c = r->connection;
 
     r->headers_out.status = NGX_HTTP_OK;
@@ -475,8 +544,6 @@ ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
         return NGX_ERROR;
     }
 
-    ctx->header_sent = 1;
-
     rc = ngx_http_send_header(r);
 
     if (rc == NGX_ERROR || rc > NGX_OK) {
@@ -492,10 +559,6 @@ ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx)
     }
 
     ngx_http_moe_stream_user_timeout(c, clcf->send_timeout);
-
-    /* From now on there are pings. */
-
-    ngx_http_moe_timeout_arm(ctx);
 
     return NGX_OK;
 }
@@ -615,7 +678,10 @@ ngx_http_moe_stream_send(ngx_http_moe_ctx_t *ctx, ngx_chain_t *out)
     }
 
     if (rc == NGX_ERROR || c->error) {
-        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        if (ngx_http_moe_leave(ctx) != NGX_OK) {
+            ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        }
+
         return;
     }
 
@@ -660,6 +726,10 @@ ngx_http_moe_stream_sent(ngx_http_moe_ctx_t *ctx)
     ctx->n_delivered += ctx->n_tok_unsent;
     ctx->n_tok_unsent = 0;
 
+    if (ctx->journal) {
+        ctx->journal->sent = ctx->journal->next - 1;
+    }
+
     if (n_cells) {
         ngx_http_moe_slot_credit(ctx, n_cells);
     }
@@ -699,7 +769,7 @@ ngx_http_moe_stream_whole(ngx_http_moe_ctx_t *ctx)
 }
 
 
-static void
+void
 ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx, ngx_int_t rc)
 {
     ngx_http_request_t  *r;
@@ -740,6 +810,7 @@ ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx)
     }
 
     ngx_http_moe_slot_leave(ctx);
+    ngx_http_moe_journal_close(ctx);
 }
 
 
@@ -758,8 +829,12 @@ ngx_http_moe_stream_write_handler(ngx_http_request_t *r)
     if (wev->timedout) {
         ngx_log_error(NGX_LOG_INFO, c->log, NGX_ETIMEDOUT,
                       "client timed out");
-        c->timedout = 1;
-        ngx_http_moe_stream_finalize(ctx, NGX_HTTP_REQUEST_TIME_OUT);
+
+        if (ngx_http_moe_leave(ctx) != NGX_OK) {
+            c->timedout = 1;
+            ngx_http_moe_stream_finalize(ctx, NGX_HTTP_REQUEST_TIME_OUT);
+        }
+
         return;
     }
 

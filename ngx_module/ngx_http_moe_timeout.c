@@ -16,6 +16,7 @@
 static ngx_msec_int_t ngx_http_moe_timeout_left(ngx_http_moe_ctx_t *ctx,
     const char **what);
 static ngx_uint_t ngx_http_moe_timeout_ping(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_timeout_ping_unseen(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_timeout_expired(ngx_http_moe_ctx_t *ctx,
     const char *what);
 
@@ -41,8 +42,9 @@ ngx_http_moe_timeout_left(ngx_http_moe_ctx_t *ctx, const char **what)
         left = (ngx_msec_int_t) (ctx->started + engine->first_token_timeout
                                  - now);
 
-    } else if (ctx->busy) {
-
+    } else if (ctx->unseen ? ngx_http_moe_journal_full(ctx->journal)
+                           : ctx->busy != NULL)
+    {
         /* It is the client that is slow: send_timeout is its limit. */
 
         *what = "token_timeout";
@@ -65,6 +67,15 @@ ngx_http_moe_timeout_left(ngx_http_moe_ctx_t *ctx, const char **what)
 
         if (whole <= left) {
             *what = "resume_timeout";
+            left = whole;
+        }
+    }
+
+    if (ctx->unseen && ctx->journal->view == NULL) {
+        whole = (ngx_msec_int_t) (ctx->left_at + ctx->journal->timeout - now);
+
+        if (whole < left) {
+            *what = "moe_resume";
             left = whole;
         }
     }
@@ -157,6 +168,11 @@ ngx_http_moe_timeout_ping(ngx_http_moe_ctx_t *ctx)
         return 0;
     }
 
+    if (ctx->unseen) {
+        ngx_http_moe_timeout_ping_unseen(ctx);
+        return 0;
+    }
+
     if (!ctx->header_sent) {
         return !ngx_http_moe_stream_hold(ctx);
     }
@@ -168,10 +184,34 @@ ngx_http_moe_timeout_ping(ngx_http_moe_ctx_t *ctx)
 }
 
 
+/* Whoever reads the stream instead is pinged as well. */
+
+static void
+ngx_http_moe_timeout_ping_unseen(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_msec_t  ping;
+
+    ping = ctx->engine->ping;
+
+    if (ping && (ngx_msec_int_t) (ngx_current_msec - ctx->last_byte - ping)
+                >= 0)
+    {
+        ngx_http_moe_share_ping(ctx->journal);
+    }
+}
+
+
 static void
 ngx_http_moe_timeout_expired(ngx_http_moe_ctx_t *ctx, const char *what)
 {
     ngx_uint_t  status;
+
+    if (ngx_strcmp(what, "moe_resume") == 0) {
+        ngx_log_error(NGX_LOG_INFO, ctx->request->connection->log, 0,
+                      "nobody came back for the stream %V", &ctx->id);
+        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        return;
+    }
 
     if (ngx_strcmp(what, "resume_timeout") == 0) {
         (void) ngx_http_moe_unavailable(ctx, "The engine was lost and did not "

@@ -114,14 +114,48 @@ ask('mock tokens=100000 delay_ms=20');
 shows('another long answer',
       "return $last.querySelector('.text').textContent.length > 20");
 $b->go('about:blank');
-ok(eval { $moe->until('end of the job', sub { !$moe->busy }) },
-   'leaving the page ends the engine\'s job') or diag $@;
+ok(eval { $moe->until('end of the job', sub { !$moe->busy }, 40) },
+   'leaving the page ends the engine\'s job, in a while') or diag $@;
+$b->go('http://127.0.0.1:' . $moe->port . '/');
+shows('the answer that nobody waited for was not kept',
+      "return /was lost/.test($last.querySelector('.problem p').textContent)");
+
+
+# -- lost and found --------------------------------------------------------
+
+ask('mock tokens=150 delay_ms=20');
+shows('a longer answer',
+      "return $last.querySelector('.text').textContent.length > 20");
+$b->go('http://127.0.0.1:' . $moe->port . '/');
+shows('the page is loaded again: the answer goes on',
+      "return $last && !document.querySelector('#stop').hidden");
+shows('to its end', "$idle && $last.querySelector('.text').textContent.trim()"
+      . " === '" . join(' ', map { "w$_" } 0 .. 149) . "'");
+
+ask('mock tokens=150 delay_ms=20');
+shows('another one',
+      "return $last.querySelector('.text').textContent.length > 20");
+# The kernel tells NGINX of it as of nothing else.
+$moe->allow_log(qr/recv\(\) failed \(103/);
+kill 'HUP', $moe->{master};
+system 'ss', '-K', 'src', '127.0.0.1', 'sport', '=', $moe->port
+    if Moe::find('ss');
+shows('connections that are lost are not missed',
+      "$idle && $last.querySelector('.text').textContent.trim() === '"
+      . join(' ', map { "w$_" } 0 .. 149) . "'");
+$b->click('#new-chat');
+$b->type('#question', "mock reasoning=20 tokens=40 delay_ms=1\x{E007}");
+shows('a new chat', "$idle && $last.querySelector('.text').textContent");
+ask('mock tokens=100000 delay_ms=20');
+shows('is begun',
+      "return $last.querySelector('.text').textContent.length > 20");
+$b->click('#stop');
 
 
 # -- kept ------------------------------------------------------------------
 
 $b->go('http://127.0.0.1:' . $moe->port . '/');
-is($b->js("return document.querySelectorAll('.answer').length"), 4,
+is($b->js("return document.querySelectorAll('.answer').length"), 2,
    'the conversation is there again');
 is($b->text('.answer .text'), join(' ', map { "w$_" } 0 .. 39),
    'with its answers');

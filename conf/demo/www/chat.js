@@ -2,10 +2,11 @@
 // how it is shown.  The model is api.js's, Markdown is markdown.js's.
 //
 // A turn is { question, text, thought, thought_ms, first_ms, per_s, n_tokens,
-// problem, stopped }: plain data, kept in localStorage; `view` of a shown turn
-// is its elements.
+// problem, stopped, stream }: plain data, kept in localStorage; `view` of a
+// shown turn is its elements, `stream` of one that is being answered where the
+// rest is to be had.
 
-import { chat, modelName, Problem } from './api.js';
+import { chat, leave, modelName, Problem } from './api.js';
 import { show } from './markdown.js';
 
 const $ = (id) => document.getElementById(id);
@@ -39,10 +40,11 @@ function save(key, value) {
 }
 
 // An answer that is still coming is kept as a stopped one: if the page goes
-// away now, that is what it will be.
+// away now, that is what it will be; unless the page can come back to it.
 function saveTurns() {
     save('turns', turns.map(({ view, ...turn }) => (
-        running !== null && running.view === view ? { ...turn, stopped: true } : turn)));
+        running !== null && running.view === view && turn.stream?.id === undefined
+            ? { ...turn, stopped: true } : turn)));
 }
 
 
@@ -235,11 +237,16 @@ function shower(turn) {
     };
 }
 
-async function answer(turn) {
-    Object.assign(turn, { text: '', thought: '', n_tokens: 0 });
+function answer(turn) {
+    Object.assign(turn, { text: '', thought: '', n_tokens: 0, stream: {} });
     for (const k of ['thought_ms', 'first_ms', 'per_s', 'problem', 'stopped',
                      'cut']) delete turn[k];
     turn.view.chosen = false;
+    return receive(turn);
+}
+
+// What its stream has to say, from the beginning or from where it was left.
+async function receive(turn) {
     running = new AbortController();
     running.view = turn.view;
     const mine = running;
@@ -252,7 +259,8 @@ async function answer(turn) {
     showTurn(turn);
     toEnd();
     try {
-        for await (const piece of chat(requestFor(turn), mine.signal)) {
+        for await (const piece of chat(requestFor(turn), mine.signal,
+                                         turn.stream)) {
             take(turn, piece, clock);
             refresh();
             if (performance.now() - saved > SAVE_MS) {
@@ -262,8 +270,11 @@ async function answer(turn) {
         }
         announce(turn.text);
     } catch (e) {
-        if (e.name === 'AbortError') turn.stopped = true;
-        else if (e instanceof Problem) turn.problem = e.message;
+        if (mine.left) return;          // the page goes, the stream does not
+        if (e.name === 'AbortError') {
+            turn.stopped = true;
+            leave(turn.stream);
+        } else if (e instanceof Problem) turn.problem = e.message;
         else {
             turn.problem = 'The page does not understand the answer.';
             console.error(e);
@@ -271,6 +282,7 @@ async function answer(turn) {
         if (turn.problem) findModel();
     } finally {
         if (running === mine) running = null;
+        if (!mine.left) delete turn.stream;
         if (turns.includes(turn)) {
             saveTurns();
             refresh();
@@ -296,6 +308,12 @@ function again(turn) {
         view.answer.remove();
     }
     answer(turn);
+}
+
+// The page was left while an answer came, and is back.
+function goOn() {
+    const turn = turns.find((t) => t.stream?.id !== undefined);
+    if (turn && !running) receive(turn);
 }
 
 function newChat() {
@@ -390,7 +408,16 @@ $('examples').addEventListener('click', (e) => {
     if (e.target.matches('button')) ask(e.target.textContent);
 });
 // A browser may keep a page that was left, and what it loads, for the way back.
-addEventListener('pagehide', () => running?.abort());
+addEventListener('pagehide', () => {
+    if (!running) return;
+    running.left = turns.some((t) => t.view === running.view
+                                     && t.stream?.id !== undefined);
+    saveTurns();
+    running.abort();
+});
+addEventListener('pageshow', (e) => {
+    if (e.persisted) goOn();
+});
 document.addEventListener('keydown', (e) => {
     if (e.key === 'Escape' && running && !$('settings').open) running.abort();
 });
@@ -404,4 +431,5 @@ for (const turn of turns) {
 showPage();
 toEnd();
 findModel();
+goOn();
 $('question').focus();
