@@ -21,7 +21,8 @@
 /* Not every test uses every one. */
 #define HELPER      __attribute__((unused)) static
 
-/* NULL: this machine does not have it, and the test says so. */
+/* NULL: this machine does not have it, and the test says so and returns;
+ * cmocka's skip() says "not ok" too, which prove counts as a failure. */
 HELPER struct backend *
 open_backend(const char *name, int n_threads)
 {

@@ -127,7 +127,7 @@ check(const char *name, enum dtype dtype)
     struct backend *b = open_backend(name, 1);
 
     if (b == NULL) {
-        skip();
+        return;
     }
 
     inputs_make();
