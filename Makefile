@@ -220,7 +220,7 @@ test: test-deps all tests
 	    $(sort $(wildcard t/*.t)) $(UNIT) $(EMU_TEST)
 
 bench: all tests
-	BUILD=$(O) MODEL=$(MODEL) perl -It/lib t/bench/run.pl
+	BUILD=$(O) MODEL=$(MODEL) PEER=$(PEER) perl -It/lib t/bench/run.pl
 
 # NGINX with the module beside NGINX before a server in C and one in Python.
 GATEWAY_VENV = $(O)/gateway-venv
@@ -300,7 +300,8 @@ help:
 	@echo "make test [LONG=1]        everything that needs no GPU"
 	@echo "make cuda | test-cuda     the engine with CUDA; its tests on a GPU"
 	@echo "make bench-cuda           kernels and models on a GPU, beside its ceilings"
-	@echo "make bench                every benchmark that this machine can run"
+	@echo "make bench [PEER=...]     every benchmark that this machine can run; PEER is"
+	@echo "                          a llama-bench to run on the same weights, in turn"
 	@echo "make bench-gateway        cost of a token beside NGINX's proxy_pass; perf, python3-venv"
 	@echo "make asan | tsan          the tests under sanitizers"
 	@echo "make fuzz [FUZZ_SECONDS=] the fuzzers, one after the other (clang)"

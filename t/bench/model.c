@@ -13,7 +13,9 @@
  * A figure is the best of five runs, which together take SECONDS: a neighbour
  * on the machine can only take away.  THREADS, QUANT and BACKEND are the
  * engine's options, PACK_CACHE is its directory of packed weights; SHAPE runs
- * only the shape of that name.
+ * only the shape of that name.  With ASK it reads names of figures from its
+ * input and measures each once, when asked: peer.pl runs another engine
+ * between.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -214,6 +216,51 @@ measure_decode(const char *shape, struct model *m)
 }
 
 
+/* One figure that peer.pl asks for; a word that is none ends the program. */
+static double
+measure_asked(struct model *m, const char *name, int *has_keys)
+{
+    if (strcmp(name, "prefill_512") == 0) {
+        return prefill_once(m, PROMPT);
+    }
+
+    if (strcmp(name, "prefill_2048") == 0) {
+        return prefill_once(m, 2048);
+    }
+
+    if (strcmp(name, "decode_1") == 0) {
+        return decode_once(m, 1, 256);
+    }
+
+    if (strcmp(name, "decode_1_at_4k") != 0) {
+        fprintf(stderr, "bench: no figure \"%s\"\n", name);
+        exit(1);
+    }
+
+    if (!*has_keys) {
+        prefill_once(m, LONG - 256);
+        *has_keys = 1;
+    }
+
+    return decode_once(m, 1, LONG - 256);
+}
+
+
+static void
+answer(const char *shape, struct model *m)
+{
+    char name[64];
+    int  has_keys = 0;
+
+    prefill_once(m, PROMPT);            /* the first touches all memory */
+
+    while (fgets(name, sizeof(name), stdin) != NULL) {
+        name[strcspn(name, "\n")] = '\0';
+        line(shape, name, measure_asked(m, name, &has_keys), "tok/s");
+    }
+}
+
+
 static void
 measure(const char *shape, const char *dir)
 {
@@ -235,8 +282,14 @@ measure(const char *shape, const char *dir)
         }
     }
 
-    measure_prefill(shape, m);
-    measure_decode(shape, m);
+    if (getenv("ASK") != NULL) {
+        answer(shape, m);
+
+    } else {
+        measure_prefill(shape, m);
+        measure_decode(shape, m);
+    }
+
     model_free(m);
 }
 
