@@ -56,16 +56,6 @@ static inline vec vec_load_bf16(const uint16_t *p)
                                                  16));
 }
 
-/* Bits from `shift` on, by mask, of each 32-bit word, as numbers. */
-static inline vec vec_load_bits(const uint8_t *p, int shift, int mask)
-{
-    __m256i v = _mm256_loadu_si256((const __m256i *) (const void *) p);
-
-    return _mm256_cvtepi32_ps(
-               _mm256_and_si256(_mm256_srl_epi32(v, _mm_cvtsi32_si128(shift)),
-                                _mm256_set1_epi32(mask)));
-}
-
 /* VEC_N pairs of bf16: the first of each, the second of each. */
 static inline void vec_load_pairs(const uint8_t *p, vec *even, vec *odd)
 {

@@ -51,16 +51,6 @@ static inline vec vec_load_bf16(const uint16_t *p)
                                                  16));
 }
 
-/* Bits from `shift` on, by mask, of each 32-bit word, as numbers. */
-static inline vec vec_load_bits(const uint8_t *p, int shift, int mask)
-{
-    __m512i v = _mm512_loadu_si512(p);
-
-    return _mm512_cvtepi32_ps(
-               _mm512_and_si512(_mm512_srl_epi32(v, _mm_cvtsi32_si128(shift)),
-                                _mm512_set1_epi32(mask)));
-}
-
 /* VEC_N pairs of bf16: the first of each, the second of each. */
 static inline void vec_load_pairs(const uint8_t *p, vec *even, vec *odd)
 {
