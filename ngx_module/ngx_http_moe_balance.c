@@ -128,6 +128,13 @@ ngx_http_moe_balance_usable(ngx_http_moe_ctx_t *ctx, ngx_http_moe_peer_t *peer)
     n_queued = ring_word_get(&ch->peer.page->n_queued);
     max_queued = ring_word_get(&ch->peer.page->max_queued);
 
+    /*
+     * The engine tells it once a step, and would refuse at the end of the next
+     * one: this worker's own are counted as they go.
+     */
+
+    n_queued = ngx_max(n_queued, ch->n_queued);
+
     if (n_queued >= ctx->engine->queue
         || (max_queued && n_queued >= max_queued)
         || ch->free == ctx->engine->streams)

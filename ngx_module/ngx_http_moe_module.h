@@ -298,6 +298,7 @@ typedef struct {
     uint8_t                    state;
     unsigned                   cancel:1;        /* CANCEL was asked for */
     unsigned                   unsent:1;        /* ... and has yet to go */
+    unsigned                   queued:1;        /* no START came */
 } ngx_http_moe_slot_t;
 
 
@@ -327,6 +328,7 @@ struct ngx_http_moe_channel_s {
     uint32_t                   free;            /* first; n_slots: none */
     uint64_t                   gen;             /* last one given */
     uint64_t                   n_used;          /* slots */
+    uint64_t                   n_queued;        /* of them, without START */
     uint64_t                   n_used_then;     /* when the page said: */
     uint64_t                   load;
     ngx_uint_t                 n_sleeps;        /* since bells were read */

@@ -29,6 +29,8 @@
 #define ngx_http_moe_pad4(n)  (((n) + (size_t) 3) & ~(size_t) 3)
 
 
+static void ngx_http_moe_slot_started(ngx_http_moe_channel_t *ch,
+    ngx_http_moe_slot_t *slot);
 static void ngx_http_moe_slot_free(ngx_http_moe_channel_t *ch,
     ngx_http_moe_slot_t *slot);
 static ngx_int_t ngx_http_moe_slot_put(ngx_http_moe_channel_t *ch,
@@ -64,6 +66,7 @@ ngx_http_moe_slot_reset(ngx_http_moe_channel_t *ch)
 
     ch->free = 0;
     ch->n_used = 0;
+    ch->n_queued = 0;
 }
 
 
@@ -77,8 +80,21 @@ ngx_http_moe_slot_free(ngx_http_moe_channel_t *ch, ngx_http_moe_slot_t *slot)
     slot->credit = 0;
     slot->next = ch->free;
 
+    ngx_http_moe_slot_started(ch, slot);
+
     ch->n_used--;
     ch->free = (uint32_t) (slot - ch->slots);
+}
+
+
+/* It waits no more: the engine has admitted it, or will not. */
+
+static void
+ngx_http_moe_slot_started(ngx_http_moe_channel_t *ch,
+    ngx_http_moe_slot_t *slot)
+{
+    ch->n_queued -= slot->queued;
+    slot->queued = 0;
 }
 
 
@@ -96,11 +112,13 @@ ngx_http_moe_slot_submit(ngx_http_moe_channel_t *ch, ngx_http_moe_ctx_t *ctx)
     slot = &ch->slots[ch->free];
     ch->free = slot->next;
     ch->n_used++;
+    ch->n_queued++;
 
     slot->gen = ++ch->gen;
     slot->ctx = ctx;
     slot->window = NGX_HTTP_MOE_WINDOW;
     slot->state = NGX_HTTP_MOE_SLOT_WAITING;
+    slot->queued = 1;
 
     ctx->slot = slot;
     ctx->channel = ch;
@@ -541,6 +559,10 @@ ngx_http_moe_slot_event(ngx_http_moe_channel_t *ch, const struct abi_frame *f,
     }
 
     slot->window -= n_cells;
+
+    if (f->type == ABI_START) {
+        ngx_http_moe_slot_started(ch, slot);
+    }
 
     ctx = slot->ctx;
 
