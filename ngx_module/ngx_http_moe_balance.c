@@ -22,7 +22,9 @@
 
 static ngx_int_t ngx_http_moe_balance_usable(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_peer_t *peer);
+static ngx_uint_t ngx_http_moe_balance_full(ngx_http_moe_channel_t *ch);
 static uint64_t ngx_http_moe_balance_load(ngx_http_moe_channel_t *ch);
+static uint64_t ngx_http_moe_balance_sent(ngx_http_moe_channel_t *ch);
 static uint32_t ngx_http_moe_balance_mix(uint32_t key, uint32_t i);
 static uint32_t ngx_http_moe_balance_key(ngx_http_moe_ctx_t *ctx);
 
@@ -101,7 +103,6 @@ ngx_http_moe_balance(ngx_http_moe_ctx_t *ctx, ngx_http_moe_channel_t **ch)
 static ngx_int_t
 ngx_http_moe_balance_usable(ngx_http_moe_ctx_t *ctx, ngx_http_moe_peer_t *peer)
 {
-    uint64_t                 n_queued, max_queued;
     ngx_http_moe_channel_t  *ch;
 
     ch = peer->channel;
@@ -125,24 +126,50 @@ ngx_http_moe_balance_usable(ngx_http_moe_ctx_t *ctx, ngx_http_moe_peer_t *peer)
         return NGX_AGAIN;
     }
 
-    n_queued = ring_word_get(&ch->peer.page->n_queued);
-    max_queued = ring_word_get(&ch->peer.page->max_queued);
+    return ngx_http_moe_balance_full(ch) ? NGX_BUSY : NGX_OK;
+}
+
+
+/* Whether one more would wait behind more requests, or more tokens of prompts,
+ * than may wait. */
+
+static ngx_uint_t
+ngx_http_moe_balance_full(ngx_http_moe_channel_t *ch)
+{
+    uint64_t                max, n;
+    const struct abi_page  *page;
+    ngx_http_moe_engine_t  *engine;
+
+    engine = ch->engine;
+    page = ch->peer.page;
+
+    if (ch->free == engine->streams) {
+        return 1;
+    }
 
     /*
      * The engine tells it once a step, and would refuse at the end of the next
-     * one: this worker's own are counted as they go.
+     * one: this worker's own are counted as they go.  All that are more than
+     * the batch has places wait; those without START alone would be too many,
+     * since some of them run already.
      */
 
-    n_queued = ngx_max(n_queued, ch->n_queued);
+    max = ring_word_get(&page->max_running);
+    n = (ch->n_used > max) ? ch->n_used - max : 0;
+    n = ngx_min(n, ch->n_queued);
+    n = ngx_max(n, ring_word_get(&page->n_queued));
 
-    if (n_queued >= ctx->engine->queue
-        || (max_queued && n_queued >= max_queued)
-        || ch->free == ctx->engine->streams)
-    {
-        return NGX_BUSY;
+    max = ring_word_get(&page->max_queued);
+
+    if (n >= engine->queue || (max && n >= max)) {
+        return 1;
     }
 
-    return NGX_OK;
+    n = ring_word_get(&page->n_queued_tok);
+    max = ring_word_get(&page->max_queued_tok);
+
+    return (engine->queue_tokens && n >= engine->queue_tokens)
+           || (max && n >= max);
 }
 
 
@@ -150,6 +177,15 @@ ngx_http_moe_balance_usable(ngx_http_moe_ctx_t *ctx, ngx_http_moe_peer_t *peer)
 
 static uint64_t
 ngx_http_moe_balance_load(ngx_http_moe_channel_t *ch)
+{
+    return ring_word_get(&ch->peer.page->n_running)
+           + ring_word_get(&ch->peer.page->n_queued)
+           + ngx_http_moe_balance_sent(ch);
+}
+
+
+static uint64_t
+ngx_http_moe_balance_sent(ngx_http_moe_channel_t *ch)
 {
     uint64_t  load;
 
@@ -161,11 +197,7 @@ ngx_http_moe_balance_load(ngx_http_moe_channel_t *ch)
         ch->n_used_then = ch->n_used;
     }
 
-    if (ch->n_used > ch->n_used_then) {
-        load += ch->n_used - ch->n_used_then;
-    }
-
-    return load;
+    return (ch->n_used > ch->n_used_then) ? ch->n_used - ch->n_used_then : 0;
 }
 
 

@@ -22,6 +22,9 @@ static void ngx_http_moe_body_handler(ngx_http_request_t *r);
 static ngx_int_t ngx_http_moe_body_read(ngx_http_request_t *r, ngx_str_t *body);
 static ngx_int_t ngx_http_moe_body_parse(ngx_http_moe_ctx_t *ctx,
     ngx_str_t *body);
+static ngx_int_t ngx_http_moe_operator(ngx_http_moe_ctx_t *ctx);
+static int32_t ngx_http_moe_priority(ngx_http_request_t *r,
+    ngx_str_t *value);
 static ngx_int_t ngx_http_moe_id(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_id_kept(ngx_http_moe_ctx_t *ctx, u_char *p,
     const u_char *random);
@@ -387,7 +390,11 @@ ngx_http_moe_body_parse(ngx_http_moe_ctx_t *ctx, ngx_str_t *body)
     }
 
     if (json_is_object(json)) {
-        rc = ctx->api->parse(ctx, json);
+        rc = ngx_http_moe_operator(ctx);
+
+        if (rc == NGX_OK) {
+            rc = ctx->api->parse(ctx, json);
+        }
 
     } else {
         rc = ngx_http_moe_error(ctx, NGX_HTTP_BAD_REQUEST, "invalid_type",
@@ -399,6 +406,81 @@ ngx_http_moe_body_parse(ngx_http_moe_ctx_t *ctx, ngx_str_t *body)
     json_decref(json);
 
     return rc;
+}
+
+
+/* What the operator says of a request, not the client. */
+
+static ngx_int_t
+ngx_http_moe_operator(ngx_http_moe_ctx_t *ctx)
+{
+    uint64_t                  deadline;
+    ngx_str_t                 value, *salt;
+    ngx_http_request_t       *r;
+    ngx_http_moe_engine_t    *engine;
+    ngx_http_moe_loc_conf_t  *mlcf;
+
+    r = ctx->request;
+    engine = ctx->engine;
+    salt = &ctx->params.salt;
+    mlcf = ngx_http_get_module_loc_conf(r, ngx_http_moe_module);
+
+    if (mlcf->priority) {
+        if (ngx_http_complex_value(r, mlcf->priority, &value) != NGX_OK) {
+            return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        }
+
+        ctx->params.abi.priority = ngx_http_moe_priority(r, &value);
+    }
+
+    if (mlcf->cache_salt
+        && ngx_http_complex_value(r, mlcf->cache_salt, salt) != NGX_OK)
+    {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    if (salt->len > ABI_SALT_MAX) {
+        return ngx_http_moe_error(ctx, NGX_HTTP_BAD_REQUEST, NULL, NULL,
+                                  "The credentials are too long.");
+    }
+
+    /* After it nobody here waits for the first token any more. */
+
+    deadline = (uint64_t) engine->queue_timeout + engine->first_token_timeout;
+
+    if (engine->request_timeout) {
+        deadline = ngx_min(deadline, engine->request_timeout);
+    }
+
+    ctx->params.abi.deadline_ms = (uint32_t) ngx_min(deadline, UINT32_MAX);
+
+    return NGX_OK;
+}
+
+
+/* Lower goes first; what is not a number is 0, as most are. */
+
+static int32_t
+ngx_http_moe_priority(ngx_http_request_t *r, ngx_str_t *value)
+{
+    size_t     minus;
+    ngx_int_t  n;
+
+    if (value->len == 0) {
+        return 0;
+    }
+
+    minus = (value->data[0] == '-');
+    n = ngx_atoi(value->data + minus, value->len - minus);
+
+    if (n == NGX_ERROR || n > INT32_MAX) {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
+                      "\"moe_priority\" is \"%V\", not a number: 0 is taken",
+                      value);
+        return 0;
+    }
+
+    return (int32_t) (minus ? -n : n);
 }
 
 

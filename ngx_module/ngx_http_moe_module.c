@@ -9,6 +9,8 @@
  *      moe_status prometheus;                          location
  *      moe_header_delay TIME;                          http, server, location
  *      moe_cors on | off | ORIGIN ...;                 http, server, location
+ *      moe_priority VALUE;                             http, server, location
+ *      moe_cache_salt VALUE;                           http, server, location
  *      moe_resume TIME;                                http, server, location
  *      moe_resume_buffer SIZE;                         http, server, location
  *      moe_resume_key VALUE;                           http, server, location
@@ -57,6 +59,9 @@ static const struct {
 
     { ngx_string("queue"), 0, 256, 1, 1000000,
       offsetof(ngx_http_moe_engine_t, queue) },
+
+    { ngx_string("queue_tokens"), 0, 0, 0, 1000000000,
+      offsetof(ngx_http_moe_engine_t, queue_tokens) },
 
     { ngx_string("streams"), 0, 1024, 1, ABI_SLOTS_MAX,
       offsetof(ngx_http_moe_engine_t, streams) },
@@ -145,6 +150,20 @@ static ngx_command_t  ngx_http_moe_commands[] = {
       ngx_http_moe_cors,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
+      NULL },
+
+    { ngx_string("moe_priority"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_set_complex_value_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_moe_loc_conf_t, priority),
+      NULL },
+
+    { ngx_string("moe_cache_salt"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_set_complex_value_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_moe_loc_conf_t, cache_salt),
       NULL },
 
     { ngx_string("moe_resume"),
@@ -639,6 +658,14 @@ ngx_http_moe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     if (conf->resume_key == NULL) {
         conf->resume_key = prev->resume_key;
+    }
+
+    if (conf->priority == NULL) {
+        conf->priority = prev->priority;
+    }
+
+    if (conf->cache_salt == NULL) {
+        conf->cache_salt = prev->cache_salt;
     }
 
     if (conf->resume) {

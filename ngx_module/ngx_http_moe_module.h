@@ -122,6 +122,7 @@ struct ngx_http_moe_engine_s {
     ngx_uint_t                 by_prefix;
     ngx_http_moe_stat_t       *stat;
     ngx_uint_t                 queue;
+    ngx_uint_t                 queue_tokens;    /* 0: what the engine says */
     ngx_uint_t                 streams;
     ngx_msec_t                 connect_timeout;
     ngx_msec_t                 queue_timeout;
@@ -156,6 +157,8 @@ typedef struct {
     ngx_msec_t                 resume;          /* 0: streams are not kept */
     size_t                     resume_buffer;
     ngx_http_complex_value_t  *resume_key;      /* NULL: Authorization */
+    ngx_http_complex_value_t  *priority;        /* NULL: 0 */
+    ngx_http_complex_value_t  *cache_salt;      /* NULL: none */
 } ngx_http_moe_loc_conf_t;
 
 
@@ -239,6 +242,7 @@ typedef struct {
     ngx_str_t                  stops[ABI_STOPS_MAX];
     struct abi_bias           *biases;
     ngx_str_t                  model;           /* empty: any */
+    ngx_str_t                  salt;
     uint32_t                   best_of;
     uint32_t                   stream;
     uint32_t                   include_usage;

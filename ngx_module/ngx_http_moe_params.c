@@ -704,6 +704,8 @@ ngx_http_moe_params_payload(ngx_http_moe_ctx_t *ctx, ngx_uint_t kind,
                                                       4);
     }
 
+    size += ngx_http_moe_align(ctx->params.salt.len, 4);
+
     if (size > ABI_REQUEST_MAX) {
         return ngx_http_moe_error(ctx, NGX_HTTP_REQUEST_ENTITY_TOO_LARGE,
                                   "request_too_large", NULL,
@@ -736,6 +738,7 @@ ngx_http_moe_params_payload(ngx_http_moe_ctx_t *ctx, ngx_uint_t kind,
     abi->n_bytes = (uint32_t) size;
     abi->kind = (uint32_t) kind;
     abi->n_body = (uint32_t) n;
+    abi->n_salt = (uint32_t) ctx->params.salt.len;
 
     p = ngx_cpymem(ctx->payload, abi, sizeof(struct abi_request));
 
@@ -761,6 +764,10 @@ ngx_http_moe_params_payload(ngx_http_moe_ctx_t *ctx, ngx_uint_t kind,
         p = ngx_cpymem(p, &len, sizeof(uint32_t));
         ngx_memcpy(p, ctx->params.stops[i].data, len);
         p += ngx_http_moe_align(len, 4);
+    }
+
+    if (abi->n_salt) {
+        ngx_memcpy(p, ctx->params.salt.data, abi->n_salt);
     }
 
     return NGX_OK;

@@ -2,12 +2,16 @@
  * mock_engine.c - an engine without a model, which does what it is told.
  *
  *      mock_engine --socket PATH [--script "WORDS"] [--attach MODE[:N]]
- *                  [--model NAME] [--limit JOBS] [--quiet]
+ *                  [--model NAME] [--limit JOBS] [--batch JOBS]
+ *                  [--queue JOBS] [--queue-tokens N] [--quiet]
  *
  * It speaks the real rings, for tests of the module alone and for benchmarks.
  * What it does with a request stands in the request's own text behind the last
  * "mock ", up to a quote, a backslash or the end of line, else in --script:
  * mock_script.h lists the words.
+ *
+ * With --batch the others wait, those of a worker in order of arrival, unless
+ * --queue of them do already: then they get an ERROR.
  *
  * --attach MODE does the handshake wrongly, the first N times: attach_names[].
  * SIGUSR1 changes between READY and DRAINING, SIGTERM ends it.  Each attach,
@@ -48,10 +52,40 @@ static const char *const attach_names[] = {
 static struct worker *workers[N_WORKERS];
 static const char *model_name = "mock";
 static unsigned attach_mode, attach_left;
-static uint32_t limit = UINT32_MAX;
+static uint32_t limit = UINT32_MAX, batch = UINT32_MAX, queue, queue_tokens;
 static int poller, listener;
 static unsigned n_attached;
 static volatile sig_atomic_t draining, stopping;
+
+
+/* Jobs of all workers that run; of the others how many wait, and tokens. */
+static uint32_t
+count_jobs(uint32_t *n_queued, uint32_t *n_queued_tok)
+{
+    uint32_t n_running = 0;
+
+    *n_queued = *n_queued_tok = 0;
+    for (unsigned i = 0; i < N_WORKERS; i++) {
+        struct worker *w = workers[i];
+        for (uint32_t k = 0; w != NULL && k < w->n_open; k++) {
+            const struct job *j = &w->job[w->open[k]];
+            n_running += j->admitted;
+            if (j->joined && !j->admitted) {
+                (*n_queued)++;
+                *n_queued_tok += j->rq.n_body / 4 + 1;
+            }
+        }
+    }
+    return n_running;
+}
+
+
+static void
+job_admit(struct job *j, uint64_t now)
+{
+    j->admitted = 1;
+    j->due_us = j->s.silent ? NEVER : now + j->s.prefill_ms * 1000ull;
+}
 
 
 static void
@@ -87,8 +121,16 @@ job_start(struct worker *w, struct job *j)
         (unsigned long long) j->gen, j->n_request, j->n_tok);
     free(j->request);
     j->request = NULL;
-    j->due_us = j->s.silent ? NEVER : j->born_us + j->s.prefill_ms * 1000ull;
-    if (w->n_open > limit || draining) {
+    if (batch == UINT32_MAX) {
+        job_admit(j, j->born_us);
+    }
+
+    uint32_t n_queued = 0, n_queued_tok;
+
+    if (queue > 0) {
+        count_jobs(&n_queued, &n_queued_tok);
+    }
+    if (w->n_open > limit || draining || n_queued > queue) {
         job_end(w, j, ABI_ERROR, draining ? ABI_E_UNAVAILABLE : ABI_E_BUSY);
     }
 }
@@ -193,6 +235,36 @@ worker_close(unsigned i)
 }
 
 
+/* Jobs that wait take the places of those that have ended.  Returns when to
+ * look again. */
+static uint64_t
+worker_admit(struct worker *w, uint64_t now)
+{
+    struct abi_page *page = w->own.page;
+    uint32_t n_queued, n_queued_tok;
+
+    if (batch == UINT32_MAX) {
+        ring_word_set(&page->n_running, w->n_open);
+        return NEVER;
+    }
+
+    uint32_t n_running = count_jobs(&n_queued, &n_queued_tok);
+
+    for (uint32_t i = 0; i < w->n_open && n_running < batch; i++) {
+        struct job *j = &w->job[w->open[i]];
+        if (j->joined && !j->admitted) {
+            job_admit(j, now);
+            n_running++;
+        }
+    }
+    n_running = count_jobs(&n_queued, &n_queued_tok);
+    ring_word_set(&page->n_running, n_running);
+    ring_word_set(&page->n_queued, n_queued);
+    ring_word_set(&page->n_queued_tok, n_queued_tok);
+    return n_queued > 0 ? now + 1000 : NEVER;
+}
+
+
 /* One pass: what came, one step of what runs, one publication, one bell.
  * Returns when the next pass is due. */
 static uint64_t
@@ -217,12 +289,14 @@ worker_pass(struct worker *w)
 
     uint64_t now = clock_us(), due = rc == RING_AGAIN ? NEVER : 0;
 
+    worker_admit(w, now);
+
     for (uint32_t i = w->n_open; i-- > 0 && !w->gone; ) {
         struct job *j = &w->job[w->open[i]];
-        if (j->joined && !j->blocked && j->due_us <= now) {
+        if (j->admitted && !j->blocked && j->due_us <= now) {
             job_step(w, j, now);
         }
-        if (j->is_open && j->joined && !j->blocked && j->due_us < due) {
+        if (j->is_open && j->admitted && !j->blocked && j->due_us < due) {
             due = j->due_us;
         }
     }
@@ -232,7 +306,11 @@ worker_pass(struct worker *w)
     ring_word_set(&page->heartbeat, now);
     ring_word_set(&page->state, draining ? ABI_STATE_DRAINING
                                          : ABI_STATE_READY);
-    ring_word_set(&page->n_running, w->n_open);
+    uint64_t again = worker_admit(w, now);
+
+    if (again < due) {
+        due = again;
+    }
     if (ring_publish(&w->tx) && !w->mute) {
         ring_bell_ring(w->bell);
     }
@@ -357,7 +435,9 @@ worker_hello(struct worker *w, unsigned i)
     ring_rx_init(&w->rx, &w->own, &w->peer, ABI_FRAME_MAX);
     watch(w->bell, EPOLLIN | EPOLLET, (uint64_t) i << 1 | 1);
     ring_word_set(&w->own.page->state, ABI_STATE_READY);
-    ring_word_set(&w->own.page->max_running, limit);
+    ring_word_set(&w->own.page->max_running, batch < limit ? batch : limit);
+    ring_word_set(&w->own.page->max_queued, queue);
+    ring_word_set(&w->own.page->max_queued_tok, queue_tokens);
     if (mode == ATTACH_CRC) {
         w->own.page->crc ^= 1;
     }
@@ -508,6 +588,12 @@ main(int argc, char **argv)
             model_name = value;
         } else if (strcmp(argv[i], "--limit") == 0) {
             limit = (uint32_t) atoi(value);
+        } else if (strcmp(argv[i], "--batch") == 0) {
+            batch = (uint32_t) atoi(value);
+        } else if (strcmp(argv[i], "--queue") == 0) {
+            queue = (uint32_t) atoi(value);
+        } else if (strcmp(argv[i], "--queue-tokens") == 0) {
+            queue_tokens = (uint32_t) atoi(value);
         } else if (strcmp(argv[i], "--attach") == 0) {
             size_t n = strcspn(value, ":");
             attach_left = value[n] ? (unsigned) atoi(value + n + 1)

@@ -31,6 +31,7 @@ struct job {
     unsigned            n_tok;      /* of content and reasoning, a choice */
     unsigned            is_open:1, joined:1, started:1, done_bad:1, blocked:1;
     unsigned            resumed:1;      /* has had its fate elsewhere */
+    unsigned            admitted:1;     /* runs; the others wait */
 };
 
 struct worker {
