@@ -279,7 +279,7 @@ ngx_http_moe_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    if (ring_event_bytes((uint32_t) engine->streams, NGX_HTTP_MOE_WINDOW)
+    if (ring_event_bytes((uint32_t) engine->streams, ABI_WINDOW_MIN)
         > ABI_RING_MAX)
     {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,

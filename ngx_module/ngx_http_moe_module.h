@@ -29,8 +29,9 @@
 #include "../engine/ring.h"
 
 
-/* Events that the engine may be ahead of a client, in cells: 128 tokens. */
-#define NGX_HTTP_MOE_WINDOW       128
+/* Events that the engine may be ahead of a client, in cells, mostly a token
+ * each: at most, and less where that spares half of a ring. */
+#define NGX_HTTP_MOE_WINDOW_MAX   128
 
 /* Nesting of a request's JSON; the engine reads up to 64. */
 #define NGX_HTTP_MOE_DEPTH        48
@@ -329,6 +330,8 @@ struct ngx_http_moe_channel_s {
     struct abi_welcome         welcome;
 
     ngx_http_moe_slot_t       *slots;
+    uint32_t                   window;          /* cells of a slot */
+    uint32_t                   refill;          /* handed back at once */
     uint32_t                   free;            /* first; n_slots: none */
     uint64_t                   gen;             /* last one given */
     uint64_t                   n_used;          /* slots */

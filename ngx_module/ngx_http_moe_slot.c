@@ -116,7 +116,7 @@ ngx_http_moe_slot_submit(ngx_http_moe_channel_t *ch, ngx_http_moe_ctx_t *ctx)
 
     slot->gen = ++ch->gen;
     slot->ctx = ctx;
-    slot->window = NGX_HTTP_MOE_WINDOW;
+    slot->window = ch->window;
     slot->state = NGX_HTTP_MOE_SLOT_WAITING;
     slot->queued = 1;
 
@@ -183,7 +183,7 @@ ngx_http_moe_slot_credit(ngx_http_moe_ctx_t *ctx, uint32_t n_cells)
 
     slot->credit += n_cells;
 
-    if (slot->credit >= NGX_HTTP_MOE_WINDOW / 2) {
+    if (slot->credit >= ctx->channel->refill) {
         ngx_http_moe_slot_notes(ctx->channel, slot);
         ngx_http_moe_slot_publish(ctx->channel);
     }
@@ -207,7 +207,7 @@ ngx_http_moe_slot_notes(ngx_http_moe_channel_t *ch, ngx_http_moe_slot_t *slot)
             slot->unsent = 0;
         }
 
-    } else if (!slot->cancel && slot->credit >= NGX_HTTP_MOE_WINDOW / 2) {
+    } else if (!slot->cancel && slot->credit >= ch->refill) {
 
         credit.n_cells = slot->credit;
         credit.zero = 0;

@@ -41,6 +41,21 @@ CONF
 $moe->wait_ready;
 
 
+# -- the smallest windows --------------------------------------------------
+
+# With so many streams a window is one long event and little more: the short one
+# before it must not hold its place.
+my $many = Moe->new;
+$many->mock;
+$many->nginx(engine => 'streams 12900;');
+$many->wait_ready;
+my $all = $many->stream(chat('reasoning=1 tokens=9 chunk=3 bytes=1000'))
+               ->collect;
+is $all->{n_events}, 4, 'long events in a small window: all came';
+ok $all->{done} && length($all->{content}) == 9 * 1000, 'and were whole';
+$many->stop;
+
+
 # -- one event a token -----------------------------------------------------
 
 # Each token is 40 ms after the one before: it must come alone.
