@@ -16,6 +16,7 @@
 
 
 #define NGX_HTTP_MOE_TICK_MSEC         1000
+#define NGX_HTTP_MOE_LATE_MSEC         20
 #define NGX_HTTP_MOE_BACKOFF_MIN       10
 #define NGX_HTTP_MOE_BACKOFF_MAX       1000
 #define NGX_HTTP_MOE_REQUEST_RING_MIN  (1024 * 1024)
@@ -40,6 +41,7 @@ static void ngx_http_moe_channel_close(ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_channel_sock_handler(ngx_event_t *ev);
 static void ngx_http_moe_channel_bell_handler(ngx_event_t *ev);
 static void ngx_http_moe_channel_retry_handler(ngx_event_t *ev);
+static ngx_uint_t ngx_http_moe_channel_late(ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_channel_tick_handler(ngx_event_t *ev);
 static void ngx_http_moe_channel_next_handler(ngx_event_t *ev);
 static void ngx_http_moe_channel_fault_handler(ngx_event_t *ev);
@@ -489,6 +491,7 @@ ngx_http_moe_channel_close(ngx_http_moe_channel_t *ch)
     ch->state = NGX_HTTP_MOE_DOWN;
     ch->reason = NULL;
     ch->retire = 0;
+    ch->late = 0;
 
     for (i = 0; i < 3; i++) {
         if (timers[i]->timer_set) {
@@ -634,12 +637,40 @@ ngx_http_moe_channel_retry_handler(ngx_event_t *ev)
 }
 
 
+/* Whether something waits whose bell may yet be on its way: is to be looked at
+ * again.  What then still waits has lost it. */
+
+static ngx_uint_t
+ngx_http_moe_channel_late(ngx_http_moe_channel_t *ch)
+{
+    ngx_uint_t  waits;
+
+    waits = (ring_word_get(&ch->peer.page->tail) != ch->rx.head);
+
+    if (ch->late) {
+        ch->late = 0;
+
+        if (waits && ch->rx.head == ch->late_head) {
+            ch->link->n_missed++;
+            ngx_http_moe_metrics_add(ch->engine, n_missed, 1);
+        }
+
+        return 0;
+    }
+
+    ch->late = waits;
+    ch->late_head = ch->rx.head;
+
+    return waits;
+}
+
+
 /* Life signs both ways, and a look at the ring in case a bell was lost. */
 
 static void
 ngx_http_moe_channel_tick_handler(ngx_event_t *ev)
 {
-    uint64_t                 n, late;
+    uint64_t                 n;
     ngx_http_moe_channel_t  *ch;
 
     ch = ev->data;
@@ -666,14 +697,12 @@ ngx_http_moe_channel_tick_handler(ngx_event_t *ev)
         return;
     }
 
-    late = ch->rx.head;
+    if (ngx_http_moe_channel_late(ch)) {
+        ngx_add_timer(&ch->tick, NGX_HTTP_MOE_LATE_MSEC);
+        return;
+    }
 
     ngx_http_moe_slot_drain(ch);
-
-    if (ch->rx.head != late) {
-        ch->link->n_missed++;
-        ngx_http_moe_metrics_add(ch->engine, n_missed, 1);
-    }
 
     ngx_http_moe_slot_stuck(ch);
 

@@ -351,9 +351,11 @@ struct ngx_http_moe_channel_s {
     ngx_msec_t                 backoff;
     uint64_t                   heartbeat;       /* the engine's, last seen */
     ngx_msec_t                 heartbeat_seen;
+    uint64_t                   late_head;       /* of rx, when it was late */
     const char                *reason;          /* of the posted fault */
 
     unsigned                   draining:1;      /* in drain(): publish later */
+    unsigned                   late:1;          /* a bell may be lost */
     unsigned                   quiet:1;         /* said that it is absent */
     unsigned                   retire:1;        /* its engine takes no more */
     unsigned                   retired:1;       /* ends what it has */
