@@ -203,4 +203,180 @@ hw_release(void)
 #endif
 }
 
+/*
+ * Of Hopper alone (compute capability 9.0; elsewhere they do nothing, and
+ * nobody calls them): barriers in shared memory that count arrivals and bytes,
+ * copies that report to them, and products of a warpgroup, which is four warps
+ * from a multiple of four on.
+ */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HW_HOPPER   1
+#else
+#define HW_HOPPER   0
+#endif
+
+/* A phase of the barrier ends with n arrivals, and with all bytes that were
+ * announced in it.  One thread, before a __syncthreads(). */
+static __device__ __forceinline__ void
+hw_barrier_init(uint64_t *b, uint32_t n)
+{
+#if HW_HOPPER
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n"
+                 "fence.mbarrier_init.release.cluster;"
+                 :: "r"(hw_shared_address(b)), "r"(n) : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void
+hw_barrier_arrive(uint64_t *b)
+{
+#if HW_HOPPER
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+                 :: "r"(hw_shared_address(b)) : "memory");
+#endif
+}
+
+/* Arrives, and announces n bytes of hw_bulk_copy(). */
+static __device__ __forceinline__ void
+hw_barrier_expect(uint64_t *b, uint32_t n)
+{
+#if HW_HOPPER
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 :: "r"(hw_shared_address(b)), "r"(n) : "memory");
+#endif
+}
+
+/* Waits for the end of a phase; they are numbered 0, 1, 0, .. */
+static __device__ __forceinline__ void
+hw_barrier_wait(uint64_t *b, uint32_t phase)
+{
+#if HW_HOPPER
+    uint32_t done = 0;
+
+    while (!done) {
+        asm volatile("{\n"
+                     ".reg .pred p;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;\n"
+                     "}"
+                     : "=r"(done)
+                     : "r"(hw_shared_address(b)), "r"(phase) : "memory");
+    }
+#endif
+}
+
+/* n bytes to shared memory, a multiple of 16, as all addresses are. */
+static __device__ __forceinline__ void
+hw_bulk_copy(void *to, const void *from, uint32_t n, uint64_t *b)
+{
+#if HW_HOPPER
+    asm volatile("cp.async.bulk.shared::cluster.global"
+                 ".mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(hw_shared_address(to)), "l"(from), "r"(n),
+                    "r"(hw_shared_address(b)) : "memory");
+#endif
+}
+
+/* What ordinary stores of kernels before have left in memory is for the bulk
+ * copies that follow, too. */
+static __device__ __forceinline__ void
+hw_bulk_fence(void)
+{
+#if HW_HOPPER
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
+/* Before a warpgroup's first product, and after its registers changed. */
+static __device__ __forceinline__ void
+hw_group_fence(void)
+{
+#if HW_HOPPER
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void
+hw_group_commit(void)
+{
+#if HW_HOPPER
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+/* All but the last N groups of products are done: sums may be read, what was
+ * multiplied be written. */
+template <int N>
+static __device__ __forceinline__ void
+hw_group_wait(void)
+{
+#if HW_HOPPER
+    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
+#endif
+}
+
+/* Registers of a thread from here on, more or fewer than the kernel began with;
+ * of all warps of a warpgroup.  A multiple of 8. */
+template <int N>
+static __device__ __forceinline__ void
+hw_group_registers_more(void)
+{
+#if HW_HOPPER
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N));
+#endif
+}
+
+template <int N>
+static __device__ __forceinline__ void
+hw_group_registers_fewer(void)
+{
+#if HW_HOPPER
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N));
+#endif
+}
+
+#define HW_8(d, i)                                                            \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]),               \
+    "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define HW_64(d)                                                              \
+    HW_8(d, 0), HW_8(d, 8), HW_8(d, 16), HW_8(d, 24), HW_8(d, 32),            \
+    HW_8(d, 40), HW_8(d, 48), HW_8(d, 56)
+/* Sums are not looked at before: after hw_group_wait(). */
+static __device__ __forceinline__ void
+hw_group_keep(float (&d)[64])
+{
+#if HW_HOPPER
+    asm volatile("" : HW_64(d) :: "memory");
+#endif
+}
+
+#define HW_64_NAMES                                                           \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, "       \
+    "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "       \
+    "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, "       \
+    "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "       \
+    "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+/*
+ * D = A B, or D += A B if add: A (64, 16) in bf16, of which warp w has rows
+ * 16w .. as mma's A; B (16, 128) where the descriptor b says; D (64, 128):
+ * warp w's rows, d[4j ..] its columns 8j .. 8j + 7, as mma's D.  Done when
+ * waited for, and until then nobody may touch a, d or B.
+ */
+static __device__ __forceinline__ void
+hw_group_mma(float (&d)[64], const uint4 &a, uint64_t b, bool add)
+{
+#if HW_HOPPER
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 HW_64_NAMES "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n"
+                 "}"
+                 : HW_64(d)
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b),
+                   "r"((uint32_t) add));
+#endif
+}
+
 #endif /* MOE_CUDA_HW_CUH */

@@ -29,6 +29,18 @@ struct copy {
     size_t      n;
 };
 
+struct bulk_copy {
+    copy      c;
+    uint64_t *barrier;
+};
+
+/* What a barrier's 8 bytes are. */
+struct barrier {
+    uint16_t n;                 /* arrivals of a phase */
+    uint16_t left;              /* of this phase */
+    int32_t  bytes_phase;       /* 2 * bytes that are missing + its number */
+};
+
 struct fibre {
     uint3             thread;
     void             *sp;
@@ -57,6 +69,7 @@ static struct {
     enum emu_order order;
     unsigned seed;
     bool     started;
+    std::vector<bulk_copy> bulk;        /* not made yet */
 } g;
 
 uint3         threadIdx;
@@ -114,8 +127,8 @@ fibre_enter()
 
     fibre *f = g.now;
 
-    if (!f->open.empty() || !f->groups.empty()) {
-        emu_fail("ends with copies that were not waited for");
+    if (!f->open.empty() || !f->groups.empty() || !emu_group_is_idle()) {
+        emu_fail("ends with copies or products that were not waited for");
     }
 
     f->state = DONE;
@@ -227,6 +240,29 @@ say_stuck()
 }
 
 
+/* One turn of up to a warp from turn `first` on; false: none is ready. */
+static bool
+take_turns(unsigned first)
+{
+    bool any = false;
+
+    for (unsigned i = first; i < first + EMU_WARP && i < g.n; i++) {
+        fibre *f = &g.fibres[g.turns[i]];
+
+        if (f->state != READY) {
+            continue;
+        }
+
+        any = true;
+        g.now = f;
+        threadIdx = f->thread;
+        emu_switch(&g.scheduler, f->sp);
+    }
+
+    return any;
+}
+
+
 static void
 run_block()
 {
@@ -249,23 +285,17 @@ run_block()
     make_turns(g.turns, g.n);
 
     while (g.n_done < g.n) {
-        bool any = false;
+        bool any = false, moved = false;
 
-        for (unsigned i = 0; i < g.n; i++) {
-            fibre *f = &g.fibres[g.turns[i]];
-
-            if (f->state != READY) {
-                continue;
-            }
-
-            any = true;
-            g.now = f;
-            threadIdx = f->thread;
-            emu_switch(&g.scheduler, f->sp);
+        for (unsigned i = 0; i < g.n; i += EMU_WARP) {
+            do {
+                g.moved = false;
+                any |= take_turns(i);
+                moved |= g.moved;
+            } while (g.moved && g.order == EMU_BACKWARDS);
         }
 
-        idle = g.moved ? 0 : idle + 1;
-        g.moved = false;
+        idle = moved ? 0 : idle + 1;
 
         if (!any || idle > ROUNDS_MAX) {
             say_stuck();
@@ -273,6 +303,10 @@ run_block()
     }
 
     g.now = NULL;
+
+    if (!g.bulk.empty()) {
+        emu_fail("a block ended with copies that nobody waited for");
+    }
 }
 
 
@@ -454,6 +488,99 @@ emu_copy_wait(unsigned n_left)
         }
 
         groups.erase(groups.begin());
+    }
+}
+
+
+static struct barrier *
+barrier_of(uint64_t *b)
+{
+    auto *p = (struct barrier *) (void *) b;
+
+    if ((uintptr_t) b % 8 != 0 || p->n == 0 || p->n > EMU_THREADS_MAX
+        || p->left > p->n)
+    {
+        emu_fail("a barrier that was not made");
+    }
+
+    return p;
+}
+
+
+static void
+barrier_count(struct barrier *p, unsigned n_arrivals, int n_bytes)
+{
+    if (p->left < n_arrivals) {
+        emu_fail("more arrivals at a barrier than it was made for");
+    }
+
+    p->bytes_phase += 2 * n_bytes;
+    p->left = (uint16_t) (p->left - n_arrivals);
+
+    if (p->left == 0 && p->bytes_phase >> 1 == 0) {
+        p->left = p->n;
+        p->bytes_phase ^= 1;
+        g.moved = true;
+    }
+}
+
+
+void
+emu_barrier_init(uint64_t *b, unsigned n)
+{
+    struct barrier p = { (uint16_t) n, (uint16_t) n, 0 };
+
+    memcpy(b, &p, sizeof(p));
+}
+
+
+void
+emu_barrier_arrive(uint64_t *b, unsigned n_bytes)
+{
+    barrier_count(barrier_of(b), 1, (int) n_bytes);
+}
+
+
+static void
+make_copy(const bulk_copy &b)
+{
+    memcpy(b.c.to, b.c.from, b.c.n);
+    barrier_count(barrier_of(b.barrier), 0, -(int) b.c.n);
+}
+
+
+void
+emu_barrier_wait(uint64_t *b, unsigned phase)
+{
+    while ((unsigned) (barrier_of(b)->bytes_phase & 1) == phase) {
+        bool any = false;
+
+        for (size_t i = 0; i < g.bulk.size() && !any; i++) {
+            if (g.bulk[i].barrier == b) {
+                any = true;
+                make_copy(g.bulk[i]);
+                g.bulk.erase(g.bulk.begin() + (long) i);
+            }
+        }
+
+        if (!any) {
+            leave();
+        }
+    }
+}
+
+
+void
+emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b)
+{
+    if (((uintptr_t) to | (uintptr_t) from | n) % 16 != 0) {
+        emu_fail("a bulk copy of %zu bytes from %p to %p", n, from, to);
+    }
+
+    if (g.order == EMU_BACKWARDS) {
+        make_copy({ { to, from, n }, b });
+    } else {
+        g.bulk.push_back({ { to, from, n }, b });
     }
 }
 

@@ -5,8 +5,9 @@
  * The mental model.  The threads of a block are fibres of one host thread, run
  * one at a time until they wait: at a barrier, for their warp, or for a copy.
  * Blocks run one after the other.  Time does not exist; order does: fibres and
- * blocks take their turns forwards, backwards or shuffled (emu_order), so that
- * what only one order of turns makes right is found wrong in another.
+ * blocks take their turns forwards, backwards (where a warp also goes as far as
+ * it can) or shuffled (emu_order), so that what only one order of turns makes
+ * right is found wrong in another.
  *
  * Memory says when it is left: device and shared memory end at pages that
  * cannot be touched, and begin as NaN.  Copies to shared memory arrive as late
@@ -74,6 +75,21 @@ void emu_yield();
 void emu_copy_later(void *to, const void *from, size_t n);
 void emu_copy_commit();
 void emu_copy_wait(unsigned n_left);
+
+/* Barriers that count arrivals and bytes (mbarrier), and copies that report to
+ * them; such a copy is made when somebody waits at its barrier, or at once
+ * where turns are taken backwards: what is still being read shows. */
+void emu_barrier_init(uint64_t *b, unsigned n);
+void emu_barrier_arrive(uint64_t *b, unsigned n_bytes);
+void emu_barrier_wait(uint64_t *b, unsigned phase);
+void emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b);
+
+/* Products of a warpgroup (wgmma): group.cc. */
+void emu_group_fence();
+void emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add);
+void emu_group_commit();
+void emu_group_wait(unsigned n_left);
+bool emu_group_is_idle();
 
 /* The kernel waits for those before it (griddepcontrol.wait). */
 void emu_depend();

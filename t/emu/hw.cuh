@@ -278,4 +278,88 @@ hw_release()
 {
 }
 
+/* Offsets, as the descriptors of products have them. */
+static inline uint32_t
+hw_shared_address(const void *p)
+{
+    return (uint32_t) ((const unsigned char *) p - emu_shared(NULL));
+}
+
+static inline void
+hw_barrier_init(uint64_t *b, uint32_t n)
+{
+    emu_barrier_init(b, n);
+}
+
+static inline void
+hw_barrier_arrive(uint64_t *b)
+{
+    emu_barrier_arrive(b, 0);
+}
+
+static inline void
+hw_barrier_expect(uint64_t *b, uint32_t n)
+{
+    emu_barrier_arrive(b, n);
+}
+
+static inline void
+hw_barrier_wait(uint64_t *b, uint32_t phase)
+{
+    emu_barrier_wait(b, phase);
+}
+
+static inline void
+hw_bulk_copy(void *to, const void *from, uint32_t n, uint64_t *b)
+{
+    emu_bulk_copy(to, from, n, b);
+}
+
+static inline void
+hw_bulk_fence()
+{
+}
+
+static inline void
+hw_group_fence()
+{
+    emu_group_fence();
+}
+
+static inline void
+hw_group_commit()
+{
+    emu_group_commit();
+}
+
+template <int N>
+static inline void
+hw_group_wait()
+{
+    emu_group_wait(N);
+}
+
+template <int N>
+static inline void
+hw_group_registers_more()
+{
+}
+
+template <int N>
+static inline void
+hw_group_registers_fewer()
+{
+}
+
+static inline void
+hw_group_keep(float (&)[64])
+{
+}
+
+static inline void
+hw_group_mma(float (&d)[64], const uint4 &a, uint64_t b, bool add)
+{
+    emu_group_mma(d, &a.x, b, add);
+}
+
 #endif /* MOE_CUDA_HW_CUH */

@@ -381,6 +381,135 @@ test_mma(void **)
 }
 
 
+/* Bytes arrive at their barrier: not before it was waited for. */
+static void
+test_bulk(void **)
+{
+    static const uint4 from[2] = { { 1, 2, 3, 4 }, { 5, 6, 7, 8 } };
+    auto               copy = [](bool wait, unsigned n_announced) {
+        unsigned x = 0;
+
+        emu_run(1, N, 64, false, [&] {
+            uint4    *room = (uint4 *) (void *) hw_shared();
+            uint64_t *b = (uint64_t *) (void *) (hw_shared() + 32);
+
+            if (threadIdx.x == 0) {
+                hw_barrier_init(b, 1);
+            }
+
+            __syncthreads();
+
+            if (threadIdx.x == 5) {
+                hw_barrier_expect(b, n_announced);
+                hw_bulk_copy(room, from, 32, b);
+            }
+
+            if (wait) {
+                hw_barrier_wait(b, 0);
+            }
+
+            x = room[1].w;
+            __syncthreads();
+            hw_barrier_wait(b, 0);
+        });
+
+        return x == 8 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return copy(true, 32); }));
+    assert_true(is_caught([&] { return copy(false, 32); }));
+    assert_true(is_caught([&] { return copy(true, 48); }));
+}
+
+
+enum group_fault {
+    NO_FAULT, NO_FENCE, NO_WAIT, EARLY, NOT_SWIZZLED, WRONG_STRIDE, NO_SWIZZLE
+};
+
+/* A warpgroup's product of small whole numbers: how many sums are wrong. */
+static int
+group_product(enum group_fault fault)
+{
+    static const unsigned n_bytes = 128 * 128;
+    int                   bad = 0;
+
+    emu_run(1, 128, n_bytes, false, [&] {
+        unsigned char *room = hw_shared();
+        unsigned       t = threadIdx.x, l = hw_lane(), wrong = 0;
+        uint64_t       b = (uint64_t) (hw_shared_address(room) >> 4)
+                           | (uint64_t) (fault == WRONG_STRIDE ? 32 : 64) << 32
+                           | (uint64_t) (fault == NO_SWIZZLE ? 0 : 1) << 62;
+        uint32_t       a[4];
+        float          d[64];
+
+        for (unsigned k = 0; k < 64; k++) {
+            unsigned piece = k / 8 ^ (fault == NOT_SWIZZLED ? 0 : t % 8);
+
+            ((uint16_t *) (void *) (room + t * 128 + piece * 16))[k % 8] =
+                (uint16_t) hw_bf16x2((float) ((t * 5 + k * 3) % 7), 0);
+        }
+
+        for (unsigned e = 0; e < 8; e += 2) {
+            unsigned row = t / 32 * 16 + l / 4 + e / 2 % 2 * 8;
+            unsigned k = l % 4 * 2 + e / 4 * 8;
+
+            a[e / 2] = hw_bf16x2((float) ((row + k) % 5),
+                                 (float) ((row + k + 1) % 5));
+        }
+
+        __syncthreads();
+
+        if (fault != NO_FENCE) {
+            hw_group_fence();
+        }
+
+        uint4 regs = make_uint4(a[0], a[1], a[2], a[3]);
+
+        /* Columns 16 .. 31. */
+        hw_group_mma(d, regs, b + 2, false);
+        hw_group_commit();
+
+        if (fault == EARLY) {
+            regs.x = 0;
+        }
+
+        if (fault != NO_WAIT) {
+            hw_group_wait<0>();
+        }
+
+        for (unsigned e = 0; e < 64; e++) {
+            unsigned row = t / 32 * 16 + l / 4 + e / 2 % 2 * 8;
+            unsigned col = e / 4 * 8 + l % 4 * 2 + e % 2, want = 0;
+
+            for (unsigned k = 0; k < 16; k++) {
+                want += (row + k) % 5 * ((col * 5 + (k + 16) * 3) % 7);
+            }
+
+            wrong += d[e] != (float) want;
+        }
+
+        bad += wrong != 0;
+    });
+
+    return bad;
+}
+
+
+static void
+test_group(void **)
+{
+    static const enum group_fault faults[] = {
+        NO_FENCE, NO_WAIT, EARLY, NOT_SWIZZLED, WRONG_STRIDE, NO_SWIZZLE
+    };
+
+    assert_false(is_caught([] { return group_product(NO_FAULT); }));
+
+    for (enum group_fault f : faults) {
+        assert_true(is_caught([=] { return group_product(f); }));
+    }
+}
+
+
 int
 main()
 {
@@ -396,6 +525,8 @@ main()
         cmocka_unit_test(test_stuck),
         cmocka_unit_test(test_depend),
         cmocka_unit_test(test_mma),
+        cmocka_unit_test(test_bulk),
+        cmocka_unit_test(test_group),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -1,0 +1,208 @@
+/*
+ * group.cc - products of warpgroups in the emulation: they read registers and
+ * shared memory, and write sums, when they are waited for; the descriptor of B
+ * is taken apart as the hardware does it.
+ */
+#include "emu.h"
+
+#include <cstring>
+#include <vector>
+
+#define GROUP       128         /* threads */
+#define ROWS        64
+#define COLS        128
+#define K           16
+#define SWIZZLE_128 1           /* of 16-byte pieces within 128 bytes */
+
+struct product {
+    float          *d;
+    const uint32_t *a;
+    uint64_t        b;
+    bool            add;
+};
+
+struct thread_products {
+    std::vector<product>              open;     /* not committed */
+    std::vector<std::vector<product>> groups;
+    bool                              fenced;
+};
+
+static thread_products all[EMU_THREADS_MAX];
+
+
+static float
+bf16(uint16_t half)
+{
+    uint32_t u = (uint32_t) half << 16;
+    float    f;
+
+    memcpy(&f, &u, sizeof(f));
+
+    return f;
+}
+
+
+/* Element (n, k) of B: rows of k, 8 of them to SBO bytes, 128 bytes each. */
+static float
+b_at(uint64_t desc, unsigned n, unsigned k)
+{
+    size_t         n_bytes;
+    unsigned char *room = emu_shared(&n_bytes);
+    size_t         at = (size_t) (desc & 0x3fff) << 4;
+    size_t         sbo = (size_t) (desc >> 32 & 0x3fff) << 4;
+    uint16_t       half;
+
+    if (desc >> 62 != SWIZZLE_128 || (desc >> 49 & 7) != 0
+        || (uintptr_t) room % 1024 != 0 || sbo % 1024 != 0)
+    {
+        emu_fail("a descriptor %#llx that is not emulated",
+                 (unsigned long long) desc);
+    }
+
+    at += n / 8 * sbo + n % 8 * 128 + k * 2;
+    at ^= (at >> 7 & 7) << 4;
+
+    if (at + 2 > n_bytes) {
+        emu_fail("a product reads byte %zu of %zu of shared memory", at,
+                 n_bytes);
+    }
+
+    memcpy(&half, room + at, 2);
+
+    return bf16(half);
+}
+
+
+/* One product of all 128 threads. */
+static void
+multiply(void **args, size_t group, size_t i)
+{
+    static float a[ROWS][K], b[K][COLS];
+    const auto  *first = (const thread_products *) args[0];
+    uint64_t     desc = first->groups[group][i].b;
+
+    for (unsigned n = 0; n < COLS; n++) {
+        for (unsigned k = 0; k < K; k++) {
+            b[k][n] = b_at(desc, n, k);
+        }
+    }
+
+    for (unsigned t = 0; t < GROUP; t++) {
+        const product &p = ((const thread_products *) args[t])->groups[group]
+                           [i];
+
+        if (p.b != desc) {
+            emu_fail("threads of a warpgroup differ in their descriptor");
+        }
+
+        for (unsigned e = 0; e < 8; e++) {
+            unsigned l = t % EMU_WARP;
+            unsigned row = t / EMU_WARP * 16 + l / 4 + e / 2 % 2 * 8;
+
+            a[row][l % 4 * 2 + e % 2 + e / 4 * 8] =
+                bf16((uint16_t) (p.a[e / 2] >> e % 2 * 16));
+        }
+    }
+
+    for (unsigned t = 0; t < GROUP; t++) {
+        const product &p = ((const thread_products *) args[t])->groups[group]
+                           [i];
+
+        for (unsigned e = 0; e < COLS / 2; e++) {
+            unsigned l = t % EMU_WARP, col = e / 4 * 8 + l % 4 * 2 + e % 2;
+            unsigned row = t / EMU_WARP * 16 + l / 4 + e / 2 % 2 * 8;
+            float    sum = p.add ? p.d[e] : 0;
+
+            for (unsigned k = 0; k < K; k++) {
+                sum += a[row][k] * b[k][col];
+            }
+
+            p.d[e] = sum;
+        }
+    }
+}
+
+
+static void
+multiply_oldest(void **args, unsigned)
+{
+    auto *first = (thread_products *) args[0];
+
+    for (unsigned t = 0; t < GROUP; t++) {
+        auto *p = (thread_products *) args[t];
+
+        if (p->groups.size() != first->groups.size()
+            || p->groups[0].size() != first->groups[0].size())
+        {
+            emu_fail("threads of a warpgroup have different products");
+        }
+    }
+
+    for (size_t i = 0; i < first->groups[0].size(); i++) {
+        multiply(args, 0, i);
+    }
+
+    for (unsigned t = 0; t < GROUP; t++) {
+        auto *p = (thread_products *) args[t];
+
+        p->groups.erase(p->groups.begin());
+    }
+}
+
+
+void
+emu_group_fence()
+{
+    all[threadIdx.x].fenced = true;
+}
+
+
+void
+emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add)
+{
+    thread_products &p = all[threadIdx.x];
+
+    if (!p.fenced) {
+        emu_fail("a warpgroup's product without a fence");
+    }
+
+    p.open.push_back({ d, a, b, add });
+}
+
+
+void
+emu_group_commit()
+{
+    thread_products &p = all[threadIdx.x];
+
+    p.groups.push_back(std::move(p.open));
+    p.open.clear();
+}
+
+
+void
+emu_group_wait(unsigned n_left)
+{
+    thread_products &p = all[threadIdx.x];
+
+    p.fenced = false;
+
+    while (p.groups.size() > n_left) {
+        size_t n = p.groups.size();
+
+        emu_sync_group(GROUP, &p, multiply_oldest);
+
+        if (p.groups.size() >= n) {
+            emu_fail("products that were not made");
+        }
+    }
+}
+
+
+bool
+emu_group_is_idle()
+{
+    const thread_products &p = all[threadIdx.x];
+
+    return p.open.empty() && p.groups.empty();
+}
