@@ -44,10 +44,12 @@ ISA_avx512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 \
              -mavx512vnni -mfma -mf16c
 isa = $(foreach i,avx2 avx512,$(if $(filter %_$i,$(basename $(1))),$(ISA_$i)))
 
-# Kernels for Ampere and newer, and with what Hopper alone has.
+# Kernels for Ampere, from which drivers make those of newer devices, and with
+# what Hopper alone has.
 NVCC      ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 NVCC_FLAGS = -std=c++17 -O3 -lineinfo -Icuda -Xcompiler -fPIE,-iquote,engine \
             -gencode arch=compute_80,code=sm_80 \
+            -gencode arch=compute_80,code=compute_80 \
             -gencode arch=compute_90a,code=sm_90a -MMD -MP
 cuda_top   = $(shell $(NVCC) --dryrun -c x.cu 2>&1 | sed -n 's/^.* TOP=//p')
 CUDA_LIBS  = -L$(cuda_top)/lib64 -lcudart_static -ldl -lrt -lstdc++

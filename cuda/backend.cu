@@ -238,6 +238,7 @@ op_close(struct backend *b)
     CUDA_CHECK(cudaFreeHost(c->meta_host));
     CUDA_CHECK(cudaFree(c->counters));
     CUDA_CHECK(cudaFree(c->scratch));
+    CUDA_CHECK(cudaFree(c->rounded));
     CUDA_CHECK(cudaFreeHost(c->out));
     CUDA_CHECK(cudaStreamDestroy(c->stream));
     free(c);
@@ -339,6 +340,7 @@ cuda_open(const char *name, int n_threads, struct err *e)
 
     reserve_meta(c, 1);
     CUDA_CHECK(cudaMalloc((void **) &c->scratch, CUDA_SCRATCH));
+    CUDA_CHECK(cudaMalloc((void **) &c->rounded, CUDA_ROUNDED));
     CUDA_CHECK(cudaMalloc((void **) &c->counters,
                           CUDA_FEW * sizeof(uint32_t)));
     CUDA_CHECK(cudaMemsetAsync(c->counters, 0, CUDA_FEW * sizeof(uint32_t),

@@ -42,6 +42,8 @@ extern "C" {
 /* For the parts of attention: 32 of 64 tokens with 16 heads. */
 #define CUDA_SCRATCH    ((size_t) 64 << 20)
 #define CUDA_PARTS_MAX  4
+/* For rows of x in bf16: 3072 of them with 16384 columns. */
+#define CUDA_ROUNDED    ((size_t) 96 << 20)
 
 /* Threads of a block of most kernels. */
 #define CUDA_THREADS    256
@@ -80,6 +82,7 @@ struct cuda {
     struct cuda_step *step;         /* what is recorded and replayed */
 
     float            *scratch;      /* CUDA_SCRATCH bytes */
+    unsigned char    *rounded;      /* CUDA_ROUNDED bytes: wide.cu's */
     uint32_t         *counters;     /* (CUDA_FEW) 0 between kernels */
     float            *out;          /* pinned: what fetch() gives */
     size_t            out_bytes;
@@ -122,7 +125,7 @@ cuda_launch(struct cuda *c, dim3 n_blocks, dim3 n_threads, size_t shared_bytes,
     config.dynamicSmemBytes = shared_bytes;
     config.stream = c->stream;
     config.attrs = &attr;
-    config.numAttrs = c->major >= 9 ? 1 : 0;
+    config.numAttrs = c->major == 9 ? 1 : 0;    /* as hw_depend() */
 
     /* All there is, so that a graph's kernels stay allowed theirs whatever
      * is launched later. */
@@ -285,6 +288,11 @@ struct cuda_linear_op {
  * what made x, and is done as well. */
 void cuda_linears(struct cuda *c, const struct cuda_norm *norm,
                   const struct cuda_linear_op *ops, uint32_t n);
+
+/* wide.cu.  -1: not for these, or not on this device. */
+int cuda_wide_heads(struct cuda *c, const struct heads *a, int add);
+int cuda_wide_moe(struct cuda *c, const struct moe *a, const uint32_t *place,
+                  const uint32_t *start);
 
 /* mla.cu, route.cu, moe.cu */
 void cuda_mla(struct backend *b, const struct mla *a);

@@ -1,7 +1,7 @@
 /*
  * linear.cu - products with weights, y = W x.  For few rows of x the weights
  * are read once, as fast as memory gives them, straight into the registers
- * that multiply them; for more than 64, see tile.cuh.
+ * that multiply them; for more than 64, see wide.cu and tile.cuh.
  *
  *   y (n_rows, n_out) = or += x (n_rows, n_in) W^T
  *   bytes 2 n_out n_in, FLOPs 2 n_rows n_out n_in: bound by memory up to about
@@ -134,6 +134,17 @@ linear_kernel(const struct linear_args a)
 }
 
 
+/* Whether warpgroups do it, see wide.cu. */
+static int
+run_wide(struct cuda *c, const struct linear_args *a, const struct weight *w)
+{
+    struct heads h = { a->part[0].y, a->x, a->y_head, a->x_head, w,
+                       a->n_rows };
+
+    return cuda_wide_heads(c, &h, a->add) == 0;
+}
+
+
 /* Many rows: 128 outputs of 128 of them, see tile.cuh. */
 template <enum dtype T>
 static __global__ void __launch_bounds__(TILE_THREADS, 1)
@@ -247,7 +258,7 @@ run_few_or_many(struct cuda *c, struct linear_args *a, const struct weight *w)
     } else if (a->n_rows <= 64 || c->deterministic) {
         launch_linear<T, 2, 8>(c, a, w->n);
 
-    } else {
+    } else if (!run_wide(c, a, w)) {
         cuda_launch(c, dim3(cuda_div_up(w->n_out, 128),
                             cuda_div_up(a->n_rows, TILE_ROWS), w->n),
                     TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a);

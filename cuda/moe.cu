@@ -1,7 +1,7 @@
 /*
  * moe.cu - the routed experts.  For few rows an expert the weights of those
  * that are chosen are read once and go through registers, as in linear.cu; for
- * many, products are made in tiles.
+ * many, products are made in tiles, or by warpgroups (wide.cu).
  *
  *   y(r) += sum over k, in order, of weights(r, k) *
  *           down(e) (silu(gate(e) x(r)) * (up(e) x(r))),  e = ids(r, k)
@@ -16,6 +16,8 @@
 #include "common.cuh"
 #include "stream.cuh"
 #include "tile.cuh"
+
+#define MANY    64              /* rows of an expert, on average */
 
 /* In struct moe's tmp_order. */
 struct moe_order {
@@ -302,7 +304,7 @@ launch_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
                     stream_room_bytes(is_down ? 1 : 2, 1),
                     is_down ? down_kernel<T, 1> : gate_up_kernel<T, 1>, *a);
 
-    } else if (n_slots <= 64 * n_experts || c->deterministic) {
+    } else if (n_slots <= MANY * n_experts || c->deterministic) {
         cuda_launch(c, n_blocks, STREAM_THREADS,
                     stream_room_bytes(is_down ? 1 : 2, 4),
                     is_down ? down_kernel<T, 4> : gate_up_kernel<T, 4>, *a);
@@ -336,6 +338,26 @@ run_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
 }
 
 
+static void
+run_both(struct cuda *c, const struct moe *a, struct moe_args *m,
+         uint32_t n_slots)
+{
+    m->m = stream_matrix_of(a->gate);
+    m->up = (const unsigned char *) a->up->data;
+    m->w_expert = cuda_weight_bytes(a->gate);
+    m->x = a->x;
+    m->y = a->tmp_gate;
+    run_experts(c, m, a->gate->n, n_slots, 0);
+
+    m->m = stream_matrix_of(a->down);
+    m->up = m->m.w;
+    m->w_expert = cuda_weight_bytes(a->down);
+    m->x = a->tmp_gate;
+    m->y = a->tmp_down;
+    run_experts(c, m, a->gate->n, n_slots, 1);
+}
+
+
 void
 cuda_moe(struct backend *b, const struct moe *a)
 {
@@ -355,19 +377,11 @@ cuda_moe(struct backend *b, const struct moe *a)
     cuda_launch(c, a->gate->n, HW_WARP, 0, sort_kernel, a->ids, m.o, n_slots,
                 a->n_active);
 
-    m.m = stream_matrix_of(a->gate);
-    m.up = (const unsigned char *) a->up->data;
-    m.w_expert = cuda_weight_bytes(a->gate);
-    m.x = a->x;
-    m.y = a->tmp_gate;
-    run_experts(c, &m, a->gate->n, n_slots, 0);
-
-    m.m = stream_matrix_of(a->down);
-    m.up = m.m.w;
-    m.w_expert = cuda_weight_bytes(a->down);
-    m.x = a->tmp_gate;
-    m.y = a->tmp_down;
-    run_experts(c, &m, a->gate->n, n_slots, 1);
+    if (n_slots <= MANY * a->gate->n
+        || cuda_wide_moe(c, a, m.o.place, m.o.start) != 0)
+    {
+        run_both(c, a, &m, n_slots);
+    }
 
     cuda_launch(c, dim3(a->n_rows, cuda_div_up(n, CUDA_THREADS)),
                 CUDA_THREADS, 0, sum_kernel, a->y, a->tmp_down, a->weights,

@@ -147,6 +147,12 @@ test_linear(void **state)
         check_linear(dtypes[i % 3], s[0], s[1], s[2], i / 3 % 2 == 1);
     }
 
+    /* Tiles of warpgroups, none of them full. */
+    for (int i = 1; i < 3; i++) {
+        check_linear(dtypes[i], 150, 290, 328, 0);
+        check_linear(dtypes[i], 261, 257, 70, 1);
+    }
+
     if (!is_small()) {
         check_linear(DTYPE_BF16, 1, 2048, 10944, 1);
         check_linear(DTYPE_BF16, 64, 3072, 2048, 0);
@@ -602,6 +608,9 @@ test_moe(void **state)
         check_moe(dtypes[i], 40, 4, 2, 40, 36);
         check_moe(dtypes[i], 200, 4, 2, 140, 70);
     }
+
+    check_moe(DTYPE_BF16, 220, 4, 2, 328, 160);
+    check_moe(DTYPE_FP8, 220, 4, 2, 328, 160);
 
     if (!is_small()) {
         check_moe(DTYPE_BF16, 1, 20, 6, 2048, 1408);
