@@ -21,6 +21,10 @@
 #include "stream.cuh"
 #include "tile.cuh"
 
+/* Of float weights, those that a warp has at once. */
+#define F32_ROWS    8
+#define F32_OUTS    8
+
 struct linear_part {
     struct stream_matrix m;
     struct tensor        y;
@@ -188,16 +192,18 @@ linear_tile_kernel(const struct linear_args a)
 }
 
 
-/* FP32 weights, for routers and for --quant f32: a warp an output, for all
- * rows of x in turn. */
+/* FP32 weights, for routers and for --quant f32: a warp an output of a row. */
 static __global__ void
 linear_f32_kernel(const struct linear_args a)
 {
     uint32_t     o = (blockIdx.x * blockDim.x + threadIdx.x) / HW_WARP;
+    uint32_t     r = blockIdx.y;
     const struct linear_part *p = &a.part[0];
     uint32_t     stride = cuda_div_up(p->m.n_in, 4) * 4;
     const float *w = (const float *) (const void *)
                      (p->m.w + a.w_head * blockIdx.z) + (size_t) o * stride;
+    const float *x = a.x.data + a.x_head * blockIdx.z + a.x.stride * r;
+    float        sum = 0;
 
     hw_depend();
     hw_release();
@@ -206,24 +212,88 @@ linear_f32_kernel(const struct linear_args a)
         return;
     }
 
-    for (uint32_t r = blockIdx.y; r < a.n_rows; r += gridDim.y) {
-        const float *x = a.x.data + a.x_head * blockIdx.z + a.x.stride * r;
-        float        sum = 0;
+    for (uint32_t i = hw_lane(); i < p->m.n_in; i += HW_WARP) {
+        sum += w[i] * x[i];
+    }
 
-        for (uint32_t i = hw_lane(); i < p->m.n_in; i += HW_WARP) {
-            sum += w[i] * x[i];
+    for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
+        sum += hw_xor(sum, mask);
+    }
+
+    if (hw_lane() == 0) {
+        float *y = p->y.data + a.y_head * blockIdx.z + p->y.stride * r + o;
+
+        *y = a.add ? *y + sum : sum;
+    }
+}
+
+
+/* The same for many rows: a warp 8 outputs of 8 of them, each added up in the
+ * order that it has there. */
+static __global__ void __launch_bounds__(CUDA_THREADS)
+linear_f32_many_kernel(const struct linear_args a)
+{
+    const struct linear_part *p = &a.part[0];
+    uint32_t o0 = (blockIdx.x * blockDim.x + threadIdx.x) / HW_WARP
+                  * F32_OUTS;
+    uint32_t r0 = blockIdx.y * F32_ROWS, n = p->m.n_in;
+    uint32_t stride = cuda_div_up(n, 4) * 4;
+    const float *w = (const float *) (const void *)
+                     (p->m.w + a.w_head * blockIdx.z);
+    const float *x = a.x.data + a.x_head * blockIdx.z;
+    float        sum[F32_ROWS][F32_OUTS] = {};
+
+    hw_depend();
+    hw_release();
+
+    for (uint32_t i = hw_lane(); o0 < p->m.n_out && i < n; i += HW_WARP) {
+        float xs[F32_ROWS], ws[F32_OUTS];
+
+#pragma unroll
+        for (uint32_t k = 0; k < F32_ROWS; k++) {
+            xs[k] = x[a.x.stride * min(r0 + k, a.n_rows - 1) + i];
+            ws[k] = w[(size_t) stride * min(o0 + k, p->m.n_out - 1) + i];
         }
+
+#pragma unroll
+        for (uint32_t k = 0; k < F32_ROWS * F32_OUTS; k++) {
+            sum[k / F32_OUTS][k % F32_OUTS] += ws[k % F32_OUTS]
+                                               * xs[k / F32_OUTS];
+        }
+    }
+
+#pragma unroll
+    for (uint32_t k = 0; k < F32_ROWS * F32_OUTS; k++) {
+        uint32_t r = r0 + k / F32_OUTS, o = o0 + k % F32_OUTS;
+        float    v = sum[k / F32_OUTS][k % F32_OUTS];
 
         for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
-            sum += hw_xor(sum, mask);
+            v += hw_xor(v, mask);
         }
 
-        if (hw_lane() == 0) {
+        if (hw_lane() == 0 && r < a.n_rows && o < p->m.n_out) {
             float *y = p->y.data + a.y_head * blockIdx.z + p->y.stride * r
                        + o;
 
-            *y = a.add ? *y + sum : sum;
+            *y = a.add ? *y + v : v;
         }
+    }
+}
+
+
+static void
+run_f32(struct cuda *c, const struct linear_args *a, const struct weight *w)
+{
+    uint32_t n_warps = CUDA_THREADS / HW_WARP;
+
+    if (a->n_rows <= F32_ROWS) {
+        cuda_launch(c, dim3(cuda_div_up(w->n_out, n_warps), a->n_rows, w->n),
+                    CUDA_THREADS, 0, linear_f32_kernel, *a);
+
+    } else {
+        cuda_launch(c, dim3(cuda_div_up(w->n_out, n_warps * F32_OUTS),
+                            cuda_div_up(a->n_rows, F32_ROWS), w->n),
+                    CUDA_THREADS, 0, linear_f32_many_kernel, *a);
     }
 }
 
@@ -274,10 +344,7 @@ run(struct cuda *c, struct linear_args *a, const struct weight *w)
     }
 
     if (w->dtype == DTYPE_F32) {
-        dim3 n_blocks(cuda_div_up(w->n_out, CUDA_THREADS / HW_WARP),
-                      a->n_rows < 64 ? a->n_rows : 64, w->n);
-
-        cuda_launch(c, n_blocks, CUDA_THREADS, 0, linear_f32_kernel, *a);
+        run_f32(c, a, w);
 
     } else if (w->dtype == DTYPE_FP8) {
         run_few_or_many<DTYPE_FP8>(c, a, w);

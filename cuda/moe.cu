@@ -8,7 +8,7 @@
  *   bytes: 6 dim width an expert that is chosen; FLOPs: 6 dim width a slot;
  *   bound by memory up to about 200 rows an expert
  *
- *   sort      slots (row, k) by expert, rows in order: a warp an expert
+ *   sort      slots (row, k) by expert, rows in order: a block an expert
  *   gate_up   a block a row tile of both and an expert; 8 N rows at once
  *   down      the same
  *   sum       a thread an output: its n_active terms in their order (D6)
@@ -17,7 +17,11 @@
 #include "stream.cuh"
 #include "tile.cuh"
 
-#define MANY    64              /* rows of an expert, on average */
+#define MANY            64      /* rows of an expert, on average */
+#define SLOT_NONE       0xffffffffu
+/* A warp of sort_kernel() to so many slots. */
+#define SORT_SLOTS      256
+#define SORT_WARPS_MAX  16
 
 /* In struct moe's tmp_order. */
 struct moe_order {
@@ -27,42 +31,74 @@ struct moe_order {
 };
 
 
-/* Expert blockIdx.x finds its slots: 32 ids at a time. */
+/* For a warp: how many of ids [from, to) are less than e, and how many e. */
+static __device__ void
+count_slots(const uint32_t *ids, uint32_t from, uint32_t to, uint32_t e,
+            uint32_t *counts)
+{
+    uint32_t less = 0, mine = 0;
+
+    for (uint32_t s0 = from; s0 < to; s0 += HW_WARP) {
+        uint32_t s = s0 + hw_lane(), id = s < to ? ids[s] : SLOT_NONE;
+
+        less += hw_popc(hw_ballot(id < e));
+        mine += hw_popc(hw_ballot(id == e));
+    }
+
+    if (hw_lane() == 0) {
+        counts[0] = less;
+        counts[1] = mine;
+    }
+}
+
+
+/* Expert blockIdx.x finds its slots: each warp counts in a part of them, and
+ * then knows where those of its part go. */
 static __global__ void
 sort_kernel(const uint32_t *ids, struct moe_order o, uint32_t n_slots,
             uint32_t n_active)
 {
-    uint32_t e = blockIdx.x, less = 0, mine = 0;
-    uint32_t before = (1u << hw_lane()) - 1;
+    uint32_t *counts = (uint32_t *) (void *) hw_shared();
+    uint32_t  n_warps = blockDim.x / HW_WARP, warp = threadIdx.x / HW_WARP;
+    uint32_t  part = cuda_div_up(cuda_div_up(n_slots, HW_WARP), n_warps)
+                     * HW_WARP;
+    uint32_t  from = min(part * warp, n_slots);
+    uint32_t  to = min(from + part, n_slots);
+    uint32_t  e = blockIdx.x, at = 0, mine = 0, start;
 
     hw_depend();
     hw_release();
+    count_slots(ids, from, to, e, counts + 2 * warp);
+    __syncthreads();
 
-    for (uint32_t s0 = 0; s0 < n_slots; s0 += HW_WARP) {
-        uint32_t s = s0 + hw_lane();
-
-        less += hw_popc(hw_ballot(s < n_slots && ids[s] < e));
+    for (uint32_t i = 0; i < n_warps; i++) {
+        at += counts[2 * i] + (i < warp ? counts[2 * i + 1] : 0);
+        mine += counts[2 * i + 1];
     }
 
-    for (uint32_t s0 = 0; s0 < n_slots; s0 += HW_WARP) {
+    start = at;
+
+    for (uint32_t s0 = from; s0 < to; s0 += HW_WARP) {
         uint32_t s = s0 + hw_lane();
-        int      is = s < n_slots && ids[s] == e;
+        int      is = s < to && ids[s] == e;
         uint32_t found = hw_ballot(is);
-        uint32_t at = less + mine + hw_popc(found & before);
+        uint32_t before = (1u << hw_lane()) - 1;
 
         if (is) {
-            o.rows[at] = s / n_active;
-            o.place[s] = at;
+            uint32_t place = at + hw_popc(found & before);
+
+            o.rows[place] = s / n_active;
+            o.place[s] = place;
         }
 
-        mine += hw_popc(found);
+        at += hw_popc(found);
     }
 
-    if (hw_lane() == 0) {
-        o.start[e] = less;
+    if (threadIdx.x == 0) {
+        o.start[e] = start;
 
         if (e == gridDim.x - 1) {
-            o.start[e + 1] = less + mine;
+            o.start[e + 1] = start + mine;
         }
     }
 }
@@ -363,6 +399,8 @@ cuda_moe(struct backend *b, const struct moe *a)
 {
     struct cuda     *c = cuda_of(b);
     uint32_t         n_slots = a->n_rows * a->n_active, n = a->down->n_out;
+    uint32_t         n_warps = min(cuda_div_up(n_slots, SORT_SLOTS),
+                                   (uint32_t) SORT_WARPS_MAX);
     struct moe_args  m;
 
     if (n_slots == 0) {
@@ -374,8 +412,9 @@ cuda_moe(struct backend *b, const struct moe *a)
     m.o.place = a->tmp_order + n_slots;
     m.o.start = a->tmp_order + 2 * (size_t) n_slots;
     m.dtype = a->gate->dtype;
-    cuda_launch(c, a->gate->n, HW_WARP, 0, sort_kernel, a->ids, m.o, n_slots,
-                a->n_active);
+    cuda_launch(c, a->gate->n, n_warps * HW_WARP,
+                n_warps * 2 * sizeof(uint32_t), sort_kernel, a->ids, m.o,
+                n_slots, a->n_active);
 
     if (n_slots <= MANY * a->gate->n
         || cuda_wide_moe(c, a, m.o.place, m.o.start) != 0)

@@ -164,15 +164,14 @@ test_linear(void **state)
 /* A row's bits are the same alone, among others and in another place (D6);
  * and in every run. */
 static void
-test_linear_alone(void **state)
+check_alone(enum dtype dtype)
 {
     struct weight w[2];
     struct rows   x = rows_make(60, 300, 300);
     struct rows   y = rows_poisoned(60, 40, 40), z = rows_poisoned(1, 40, 40);
     int           n_runs = is_small() ? 2 : 100;
 
-    (void) state;
-    weight_make(w, DTYPE_BF16, 1, 40, 300);
+    weight_make(w, dtype, 1, 40, 300);
 
     struct tensor yt = tensor_of(&y, CUDA), xt = tensor_of(&x, CUDA);
 
@@ -200,6 +199,17 @@ test_linear_alone(void **state)
     rows_free(&y);
     rows_free(&z);
     weight_free(w);
+}
+
+
+static void
+test_linear_alone(void **state)
+{
+    (void) state;
+
+    for (int i = 0; i < 3; i++) {
+        check_alone(dtypes[i]);
+    }
 }
 
 
