@@ -292,10 +292,11 @@ extern "C" struct backend *
 cuda_open(const char *name, int n_threads, struct err *e)
 {
     int deterministic = strcmp(name, "cuda:deterministic") == 0;
+    int only_mma = strcmp(name, "cuda:mma") == 0;
 
-    if (strcmp(name, "cuda") != 0 && !deterministic) {
-        err_set(e, "backend \"%s\": expected cuda or cuda:deterministic",
-                name);
+    if (strcmp(name, "cuda") != 0 && !deterministic && !only_mma) {
+        err_set(e, "backend \"%s\": expected cuda, cuda:deterministic or "
+                "cuda:mma", name);
         return NULL;
     }
 
@@ -331,6 +332,7 @@ cuda_open(const char *name, int n_threads, struct err *e)
     }
 
     c->b.n_threads = pool_size(c->pool);
+    c->warpgroups = c->major == 9 && !deterministic && !only_mma;
 
     if (cuda_uploads_open(c, e) != 0) {
         pool_free(c->pool);

@@ -62,6 +62,7 @@ struct cuda {
     struct backend    b;
     struct backend_ops ops;         /* b.ops */
     int               deterministic;    /* D6 holds: see step.cu */
+    int               warpgroups;   /* wide.cu's kernels may be used */
     int               n_sm;
     int               major;        /* of the compute capability */
     size_t            shared_max;   /* bytes that a block may have */

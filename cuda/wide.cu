@@ -538,7 +538,7 @@ launch_wide(struct cuda *c, const struct wide_args *a, enum dtype dtype)
 static int
 is_for(const struct cuda *c, const struct weight *w)
 {
-    return c->major == 9 && !c->deterministic && w->dtype != DTYPE_F32;
+    return c->warpgroups && w->dtype != DTYPE_F32;
 }
 
 

@@ -273,8 +273,8 @@ struct backend {
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",
  * "cpu:avx512", "cpu:avx512vnni", "cpu:avx512bf16"; "cuda", or with D6
- * "cuda:deterministic"; "auto": cuda where there is one, else cpu.  n_threads
- * 0 = one per core.  NULL: e. */
+ * "cuda:deterministic", or without Hopper's warpgroups "cuda:mma"; "auto": cuda
+ * where there is one, else cpu.  n_threads 0 = one per core.  NULL: e. */
 struct backend *backend_open(const char *name, int n_threads, struct err *e);
 
 /* What backend_open() chooses among: cpu/cpu.c, and cuda/backend.cu if it was

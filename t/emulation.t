@@ -19,9 +19,9 @@ for my $order (1, 2) {
         or diag(grep { !/^ok/ } map { "$_\n" } split /\n/, $out);
 }
 
-# What does not have Hopper's instructions goes other ways.
+# What does not have Hopper's warpgroups goes other ways.
 {
-    local $ENV{MOE_EMU_AMPERE} = 1;
+    local $ENV{MOE_TEST_BACKEND} = 'cuda:mma';
     my $out = `$ops 2>&1`;
     is($?, 0, 'every op without warpgroups')
         or diag(grep { !/^ok/ } map { "$_\n" } split /\n/, $out);

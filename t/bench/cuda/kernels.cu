@@ -5,8 +5,12 @@
  * so that it is graphs that are timed; sets of weights take turns, so that
  * none is found in L2.
  *
- * Prints "bench NAME VALUE UNIT" lines and, with |, the share of the copy.
- * SECONDS bounds each row (0.2).
+ *   kernels [BACKEND [ROWS]]    cuda; no fewer rows than ROWS
+ *   kernels copy                the copy alone
+ *
+ * Prints "bench NAME VALUE UNIT" lines and, with |, the share of the copy, and
+ * of a large product if PRODUCT_TFLOP_S says what that reaches here (peer.py
+ * does).  SECONDS bounds each row (0.2).
  */
 #include <math.h>
 #include <stdio.h>
@@ -38,6 +42,9 @@ extern "C" {
 static struct backend *b;
 static double          seconds = 0.2;
 static double          copy_rate;       /* bytes / s, read and written */
+static double          product_rate;    /* FLOPs / s; 0: not known */
+static const char     *suffix = "";     /* of names: the backend's */
+static uint32_t        rows_min;
 static float          *noise;           /* (NOISE) on the host */
 
 #define NOISE           ((size_t) 16 * 16384)
@@ -176,15 +183,23 @@ measure(uint32_t n_tok, uint32_t n_sets, calls fn, void *ctx)
 static void
 say(const char *name, double s, double n_bytes, double flops)
 {
-    printf("bench %s.time %.4g us\n", name, s * 1e6);
+    printf("bench %s%s.time %.4g us\n", name, suffix, s * 1e6);
 
     if (n_bytes > 0) {
-        printf("bench %s.rate %.4g GB/s\n", name, n_bytes / s / 1e9);
+        printf("bench %s%s.rate %.4g GB/s\n", name, suffix,
+               n_bytes / s / 1e9);
     }
 
-    printf("| %-34s %9.2f us %8.0f GB/s %5.1f %% of a copy %7.1f TFLOP/s\n",
-           name, s * 1e6, n_bytes / s / 1e9, n_bytes / s / copy_rate * 100,
-           flops / s / 1e12);
+    printf("bench %s%s.flops %.4g TFLOP/s\n", name, suffix, flops / s / 1e12);
+    printf("| %-30s%-4s %9.2f us %7.0f GB/s %5.1f %% of copy %7.1f TFLOP/s",
+           name, suffix, s * 1e6, n_bytes / s / 1e9,
+           n_bytes / s / copy_rate * 100, flops / s / 1e12);
+
+    if (product_rate > 0) {
+        printf(" %5.1f %% of product", flops / s / product_rate * 100);
+    }
+
+    printf("\n");
     fflush(stdout);
 }
 
@@ -265,7 +280,7 @@ bench_linear(enum dtype dtype, uint32_t n_out, uint32_t n_in)
     for (size_t i = 0; i < BASE_COUNT(n_rows); i++) {
         l.n_rows = n_rows[i];
 
-        if ((double) n_out * l.n_rows > 3e8) {
+        if (l.n_rows < rows_min || (double) n_out * l.n_rows > 3e8) {
             continue;
         }
 
@@ -392,6 +407,10 @@ bench_moe(const char *what, enum dtype t, uint32_t dim, uint32_t width,
     for (size_t i = 0; i < BASE_COUNT(n_rows); i++) {
         uint32_t n = deal(ids, n_rows[i], n_active, n_experts);
 
+        if (n_rows[i] < rows_min) {
+            continue;
+        }
+
         OP(put, (void *) k.m.ids, ids, (size_t) n_rows[i] * n_active * 4);
         k.m.n_rows = n_rows[i];
 
@@ -508,7 +527,7 @@ bench_mla(uint32_t n_heads, uint32_t n_tok, uint32_t n_ctx)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     static const uint32_t shapes[][2] = {
         { 3072, 2048 }, { 576, 2048 }, { 2048, 2048 }, { 10944, 2048 },
@@ -516,7 +535,7 @@ main(void)
     };
     static const uint32_t contexts[][2] = {
         { 1, 1024 }, { 1, 8192 }, { 1, 32768 }, { 8, 8192 }, { 64, 1024 },
-        { 64, 8192 }, { 256, 1024 }
+        { 64, 8192 }, { 256, 1024 }, { 2, 8192 }
     };
     static const uint32_t page0[ROWS_MAX / 64] = { 0 };
     struct err            e;
@@ -525,7 +544,19 @@ main(void)
         seconds = strtod(getenv("SECONDS"), NULL);
     }
 
-    b = backend_open("cuda", 0, &e);
+    if (getenv("PRODUCT_TFLOP_S") != NULL) {
+        product_rate = strtod(getenv("PRODUCT_TFLOP_S"), NULL) * 1e12;
+    }
+
+    if (argc > 1 && strcmp(argv[1], "copy") == 0) {
+        measure_copy();
+        return 0;
+    }
+
+    suffix = argc > 1 ? strchr(argv[1], ':') : "";
+    suffix = suffix != NULL ? suffix : "";
+    rows_min = argc > 2 ? (uint32_t) strtoul(argv[2], NULL, 10) : 0;
+    b = backend_open(argc > 1 ? argv[1] : "cuda", 0, &e);
 
     if (b == NULL) {
         printf("SKIP: %s\n", e.text);
@@ -550,7 +581,7 @@ main(void)
         bench_linear(DTYPE_BF16, shapes[i][0], shapes[i][1]);
     }
 
-    for (size_t i = 0; i < BASE_COUNT(contexts); i++) {
+    for (size_t i = 0; i < BASE_COUNT(contexts) && rows_min == 0; i++) {
         bench_mla(16, contexts[i][0], contexts[i][1]);
         bench_mla(128, contexts[i][0], contexts[i][1]);
     }

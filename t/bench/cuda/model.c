@@ -170,7 +170,8 @@ bench_shape(const char *name)
 {
     static const int cases[][2] = {
         { 1, 1024 }, { 1, 8192 }, { 1, 32768 }, { 8, 1024 }, { 8, 8192 },
-        { 64, 1024 }, { 64, 8192 }, { 256, 1024 }
+        { 8, 32768 }, { 64, 1024 }, { 64, 8192 }, { 64, 32768 },
+        { 256, 1024 }, { 256, 8192 }
     };
     const char      *quant = getenv("QUANT") != NULL ? getenv("QUANT")
                                                      : "bf16";

@@ -30,29 +30,45 @@ limited() {
     esac
 }
 
+# A line a test: which backend, how many cases passed and failed.
 check() {
-    for t in ops model; do
-        limited "${CHECK_S:-120}" "$build/t/cuda/$t.gpu" > "$out/$t.log" 2>&1
-        grep -E '^not ok|^ERROR|^# (not )?ok|SKIP|stopped|failed' "$out/$t.log"
+    for run in ops:cuda ops:cuda:mma ops:cuda:deterministic model:cuda; do
+        log="$out/${run//:/-}.log"
+        MOE_TEST_BACKEND=${run#*:} limited "${CHECK_S:-120}" \
+            "$build/t/cuda/${run%%:*}.gpu" > "$log" 2>&1
+        printf '%-24s %3d passed %3d failed %s\n' "$run" \
+            "$(grep -c '^ok' "$log")" "$(grep -c '^not ok' "$log")" \
+            "$(grep -E '^== |# SKIP' "$log" | tail -1)"
+        grep -E '^not ok|^ERROR|^[^ ]+\.cu:[0-9]+|error' "$log" | head -20
     done
 }
 
 sanitize() {
+    command -v compute-sanitizer > /dev/null \
+        || { say 'no compute-sanitizer'; return; }
     for tool in memcheck racecheck initcheck synccheck; do
-        MOE_TEST_SMALL=1 limited "${SANITIZE_S:-60}" compute-sanitizer \
+        MOE_TEST_SMALL=1 limited "${SANITIZE_S:-120}" compute-sanitizer \
             --tool $tool --error-exitcode 3 "$build/t/cuda/ops.gpu" \
             > "$out/$tool.log" 2>&1
-        say "$tool: $(grep -E 'SUMMARY|ERROR: ' "$out/$tool.log" | tail -1)"
+        say "$tool: $(grep -E 'SUMMARY|ERROR: |stopped' "$out/$tool.log" \
+            | tail -1)"
     done
 }
 
+# What the device reaches at best, and then the kernels beside it; those for
+# many rows also without warpgroups.
 kernels() {
+    ceiling
     limited "${KERNELS_S:-150}" "$build/t/bench/cuda/kernels" \
         > "$out/kernels.log" 2>&1
+    limited "${KERNELS_S:-150}" "$build/t/bench/cuda/kernels" cuda:mma 2048 \
+        2>&1 | grep -v 'cuda\.copy' >> "$out/kernels.log"
     cat "$out/kernels.log" >> "$out/bench.log"
 }
 
 models() {
+    grep -q cuda.copy "$out/bench.log" || limited 30 \
+        "$build/t/bench/cuda/kernels" copy >> "$out/bench.log" 2>&1
     COPY_GB_S=${COPY_GB_S:-$(awk '$2 == "cuda.copy" { print $3 }' \
         "$out/bench.log")}
     export COPY_GB_S
@@ -64,15 +80,27 @@ models() {
     cat "$out/models.log" >> "$out/bench.log"
 }
 
+has_torch() {
+    command -v python3 > /dev/null && python3 -c 'import torch' 2> /dev/null
+}
+
+peer() {
+    limited "${PEERS_S:-120}" python3 t/bench/cuda/peer.py "$1" \
+        > "$out/peer.log" 2>&1
+    grep ^bench "$out/peer.log" >> "$out/bench.log" || tail -3 "$out/peer.log"
+}
+
+ceiling() {
+    has_torch || { say 'no PyTorch: no ceiling of products'; return; }
+    peer ceiling
+    PRODUCT_TFLOP_S=$(awk '$2 == "cuda.product_bf16" { print $3 }' \
+        "$out/bench.log" | tail -1)
+    export PRODUCT_TFLOP_S
+}
+
 peers() {
-    command -v python3 > /dev/null && python3 -c 'import torch' 2> /dev/null \
-        || { say 'no PyTorch: no peers'; return; }
-    for what in ceiling t/data/configs/deepseek-v2-lite; do
-        limited "${PEERS_S:-120}" python3 t/bench/cuda/peer.py $what \
-            > "$out/peer.log" 2>&1
-        grep ^bench "$out/peer.log" >> "$out/bench.log" \
-            || tail -3 "$out/peer.log"
-    done
+    has_torch || { say 'no PyTorch: no peers'; return; }
+    peer t/data/configs/deepseek-v2-lite
 }
 
 printf '%s, commit %s\n' "$(date -u +%F)" \
