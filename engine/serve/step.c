@@ -23,7 +23,7 @@ serve_step_begin(struct serve *s, struct err *e)
 {
     size_t n_jobs = (size_t) s->o->max_seqs + s->o->max_queue;
 
-    s->kv = kv_create(model_info(s->model->model)->n_pages);
+    s->kv = kv_create(model_info(s->model->model)->n_pages, 0);
     s->jobs = calloc(n_jobs, sizeof(*s->jobs));
     s->plan = calloc(n_jobs, sizeof(*s->plan));
     s->segments = calloc(s->o->max_seqs, sizeof(*s->segments));
