@@ -1,24 +1,35 @@
 /*
  * sched.h - which jobs run in the next step, with how many tokens each, and who
- * gets pages of KV.  A pure function: no clock, no I/O, no memory of its own.
+ * gets pages of KV, or loses them.  A pure function: no clock, no I/O, no
+ * memory of its own.
  *
  * The mental model.  A job is a prompt and 1..n sequences that continue it.  It
- * waits in a queue (first in, first out), is admitted when it may start, and
- * runs until it is over; jobs are given in the order in which they came, the
- * running ones first.  A sequence knows n_tok tokens, of which the pages hold
- * n_done; the step computes some of the rest.  Nothing tells prompt, decode and
- * the tail of a fork apart but how much is missing.
+ * waits, is admitted, and runs until it is over.  A sequence knows n_tok
+ * tokens, of which the pages hold n_done; a step computes some of the rest.
+ * Nothing tells prompt, decode, the tail of a fork and what was lost apart but
+ * how much is missing.
  *
- * Tokens.  Sequences that miss one token (decodes) come first, then prompts,
- * oldest job first, fill the budget; so a long prompt is cut into chunks and
- * stalls nobody.
+ * Order.  The caller gives jobs in order of rank, waiting and running ones
+ * mixed: when they came, moved by their priority.  Nobody's rank ever changes,
+ * so that only so many jobs ever come before one.
  *
- * Pages.  A job takes its prompt's pages at admission and the rest one by one
- * as it grows.  A page is granted only where afterwards every running job,
- * oldest first, could still run to its longest with what is free and what the
- * older ones give back: so the oldest job that runs can always end, nothing is
- * ever taken away, and nobody waits for ever.  (A banker's rule whose order is
- * fixed to the order of arrival.)
+ * Tokens.  Sequences that miss one token (decodes) come first, then the others
+ * in order, until the budget is spent; so a long prompt is cut into chunks and
+ * stalls nobody.  n_seqs sequences run at once, the first in order.
+ *
+ * Pages.  A job takes the pages for the tokens that it knows at admission, less
+ * those that the prefix cache has, and others as it grows.  Nothing is set
+ * aside for what it may become.  Where a page is missing, the last job in order
+ * loses all of its, and waits again: what it said is read again like a prompt,
+ * from the cache where that still has it, and goes on as if nothing had been
+ * (D6).  Jobs that nobody reads lose theirs before anybody else does.
+ *
+ * So the first job that is read can take everything, and each fits alone: it
+ * runs in every step, and ends; then the next one is the first.  No deadlock,
+ * and no starvation.  (A banker's rule, which never takes anything back, would
+ * do that too; but it has to keep free what the longest answer may need, and
+ * answers are far shorter than their limit.)  Against taking turns, a job is
+ * admitted only where all before it can go on for a page's length.
  */
 #ifndef MOE_SCHED_H
 #define MOE_SCHED_H
@@ -45,7 +56,6 @@ struct sched_seq {
     uint8_t     state;          /* enum sched_state */
     uint32_t    n_tok;          /* tokens known */
     uint32_t    n_done;         /* of them in the pages */
-    uint32_t    n_max;          /* tokens in the pages when it is longest */
     uint32_t    n_held;         /* pages of its own, behind the common ones */
 
     /* The plan. */
@@ -58,7 +68,16 @@ struct sched_job {
     uint32_t    n_seqs;
     uint32_t    n_prompt;
     uint32_t    n_common;       /* full pages of the prompt, once forked */
+    uint8_t     running;        /* has pages; else it waits */
     uint8_t     paused;         /* nobody reads: not to be run */
+
+    /* Of a waiting job: what the cache has for its leader. */
+    uint8_t     asked;          /* the next two are known */
+    uint32_t    n_hit;          /* pages */
+    uint32_t    n_hit_free;     /* of them nobody holds */
+
+    /* The plan. */
+    uint8_t     admitted;
 };
 
 /* Sets up a job whose n_seqs sequences may each add n_new (>= 1) tokens to the
@@ -67,9 +86,22 @@ struct sched_job {
 uint64_t sched_job_begin(struct sched_job *j, const struct sched_limits *l,
                          uint32_t n_prompt, uint32_t n_new, uint32_t n_seqs);
 
-/* The prompt is in the pages of seqs[0]: the others start.  All share its full
- * pages (n_common of them), the others compute the rest of it again. */
+/* The sequence that reads the prompt: the first that is not over. */
+uint32_t sched_job_leader(const struct sched_job *j);
+
+/* Pages that it may find in the cache: one token at least is to be computed. */
+uint32_t sched_job_hits_max(const struct sched_job *j,
+                            const struct sched_limits *l);
+
+/* The prompt is in the leader's pages: are there others to start? */
+int sched_job_forks(const struct sched_job *j);
+
+/* They start.  All share the prompt's full pages (n_common of them), the others
+ * compute the rest of it again. */
 void sched_job_fork(struct sched_job *j, const struct sched_limits *l);
+
+/* It has lost all pages, and waits. */
+void sched_job_preempt(struct sched_job *j);
 
 /* A sequence is over: what it alone held is free.  The common pages are when
  * no sequence is left. */
@@ -78,12 +110,21 @@ void sched_seq_end(struct sched_job *j, uint32_t i_seq);
 /* Sequences that are not over. */
 uint32_t sched_job_open(const struct sched_job *j);
 
+enum sched_answer {
+    SCHED_PLANNED,              /* n_run, n_take, admitted are filled */
+    SCHED_ASK,                  /* look into the cache for this job */
+    SCHED_PREEMPT               /* take this job's pages */
+};
+
 /*
- * Plans one step.  `jobs` are n_running jobs and behind them n_waiting, each in
- * order of arrival.  Fills n_run and n_take of every sequence, and books n_take
- * in n_held.  Returns how many of the waiting were admitted: the first ones.
+ * Plans one step.  `jobs` are n in order of rank.  Where it lacks something it
+ * says what in *i, has changed nothing, and is to be called again; a PREEMPT
+ * makes what was known of the cache void.
  */
-uint32_t sched_plan(const struct sched_limits *l, struct sched_job **jobs,
-                    uint32_t n_running, uint32_t n_waiting);
+enum sched_answer sched_plan(const struct sched_limits *l,
+                             struct sched_job **jobs, uint32_t n, uint32_t *i);
+
+/* The plan was followed: books what the job has taken, and its admission. */
+void sched_job_booked(struct sched_job *j, const struct sched_limits *l);
 
 #endif /* MOE_SCHED_H */

@@ -197,9 +197,10 @@ say_plan(const struct serve_model *m, const struct main_options *o,
     const struct model_info *info = model_info(m->model);
 
     log_line(LOG_LEVEL_NOTICE, "%s (%s): weights %.1f MiB, %u KV pages of "
-             "%.1f KiB, context %u, %lld sequences, %lld wait; %s%s", name,
+             "%.1f KiB%s, context %u, %lld sequences, %lld wait; %s%s", name,
              info->family, (double) info->weight_bytes / 1048576,
-             info->n_pages, (double) info->page_bytes / 1024, m->n_ctx_tok,
+             info->n_pages, (double) info->page_bytes / 1024,
+             o->no_prefix_cache ? ", no prefix cache" : "", m->n_ctx_tok,
              (long long) o->max_seqs, (long long) o->max_queue, info->plan,
              m->template == NULL ? "; no chat template, completions only" : "");
 }
@@ -257,7 +258,9 @@ serve_model(const struct main_options *o, const struct serve_model *m,
         .allow_uid = o->allow_uid,
         .max_seqs = (uint32_t) o->max_seqs,
         .max_queue = (uint32_t) o->max_queue,
+        .max_queue_tok = (uint64_t) o->max_queue_tok,
         .max_batch_tok = (uint32_t) o->max_batch_tok,
+        .prefix_cache = !o->no_prefix_cache,
         .drain_us = (uint64_t) o->drain_s * 1000000
     };
 

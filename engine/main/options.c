@@ -61,6 +61,11 @@ static const struct option table[] = {
       "sequences that run at once" },
     { "max-queue", "N", OPTION_INT, OFF(max_queue), "256", 1, 65536, NULL,
       "requests that wait; more are told to come back" },
+    { "max-queue-tokens", "N", OPTION_INT, OFF(max_queue_tok), "262144", 1,
+      INT64_MAX, NULL, "tokens of prompts that wait; more are told to come\n"
+      "back, but for one that would wait alone" },
+    { "no-prefix-cache", NULL, OPTION_FLAG, OFF(no_prefix_cache), NULL, 0, 0,
+      NULL, "read each prompt from its beginning" },
     { "max-batch-tokens", "N", OPTION_INT, OFF(max_batch_tok), "512", 1, 65536,
       NULL, "tokens of one step; at least --max-seqs" },
     { "kv-bytes", "SIZE", OPTION_SIZE, OFF(kv_bytes), "0", 0, INT64_MAX, NULL,

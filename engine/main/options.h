@@ -24,6 +24,8 @@ struct main_options {
     int64_t     threads;        /* 0: one per core */
     int64_t     max_seqs;
     int64_t     max_queue;
+    int64_t     max_queue_tok;
+    int64_t     no_prefix_cache;
     int64_t     max_batch_tok;
     int64_t     kv_bytes;       /* 0: as the model plans */
     int64_t     n_ctx_tok;      /* 0: the model's */

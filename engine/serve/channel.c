@@ -460,6 +460,11 @@ serve_channel_publish(const struct serve *s, struct channel *c)
     ring_word_set(&page->n_prompt_tok, s->counts.prompt_tok);
     ring_word_set(&page->n_output_tok, s->counts.output_tok);
     ring_word_set(&page->n_steps, s->counts.steps);
+    ring_word_set(&page->n_queued_tok, s->n_waiting_tok);
+    ring_word_set(&page->max_queued_tok, s->o->max_queue_tok);
+    ring_word_set(&page->n_prefix_queries_tok, s->counts.prefix_queries_tok);
+    ring_word_set(&page->n_prefix_hits_tok, s->counts.prefix_hits_tok);
+    ring_word_set(&page->n_preemptions, s->counts.preemptions);
     ring_word_set(&page->heartbeat, ring_word_get(&page->heartbeat) + 1);
 
     if (ring_publish(&c->tx)) {

@@ -13,7 +13,14 @@
 
 static_assert(SCHED_SEQS_MAX == ABI_CHOICES_MAX, "a choice is a sequence");
 
-#define RETRY_AFTER_S   1       /* what a full queue asks for */
+/* What a full queue asks for, in seconds. */
+#define RETRY_AFTER_S       1
+#define RETRY_AFTER_MAX_S   60
+
+/* A job is ranked as if it had come this much later for each step of priority;
+ * which is why nobody waits for ever.  Beyond 1,000 all steps are one. */
+#define PRIORITY_STEP_US    1000000
+#define PRIORITY_MAX        1000
 
 /* What a terminal ERROR has room for besides its head. */
 #define ERROR_TEXT_MAX  (ABI_TERMINAL_CELLS * ABI_CELL_BYTES \
@@ -64,14 +71,7 @@ free_in(struct job *j)
 static void
 drop_pages(struct serve *s, struct job *j, uint32_t i_choice)
 {
-    uint32_t n = j->sched.n_common + j->sched.seqs[i_choice].n_held;
-
-    if (j->choices != NULL
-        && j->sched.seqs[i_choice].state == SCHED_LIVE)
-    {
-        kv_drop(s->kv, j->choices[i_choice].pages, n);
-    }
-
+    serve_pages_drop(s, j, i_choice);
     sched_seq_end(&j->sched, i_choice);
 }
 
@@ -96,28 +96,60 @@ free_running(struct serve *s, struct job *j)
 }
 
 
+void
+serve_job_count(struct serve *s)
+{
+    s->n_running = s->n_waiting = 0;
+    s->n_waiting_tok = 0;
+
+    for (uint32_t i = 0; i < s->n_jobs; i++) {
+        if (s->plan[i]->running) {
+            s->n_running++;
+        } else {
+            s->n_waiting++;
+            s->n_waiting_tok += s->plan[i]->n_prompt;
+        }
+    }
+}
+
+
+/* Behind all of its rank. */
+static void
+enlist(struct serve *s, struct job *j)
+{
+    uint32_t i = s->n_jobs++;
+
+    for (; i > 0 && s->jobs[i - 1]->rank > j->rank; i--) {
+        s->jobs[i] = s->jobs[i - 1];
+        s->plan[i] = s->plan[i - 1];
+    }
+
+    s->jobs[i] = j;
+    s->plan[i] = &j->sched;
+    serve_job_count(s);
+}
+
+
 /* Takes it off the list of those that wait or run. */
 static void
 unlist(struct serve *s, struct job *j)
 {
-    uint32_t n = s->n_running + s->n_waiting;
     uint32_t i = 0;
 
-    while (i < n && s->jobs[i] != j) {
+    while (i < s->n_jobs && s->jobs[i] != j) {
         i++;
     }
 
-    if (i == n) {
+    if (i == s->n_jobs) {
         return;
     }
 
-    s->n_running -= i < s->n_running;
-    s->n_waiting = n - 1 - s->n_running;
-
-    for (; i < n - 1; i++) {
+    for (s->n_jobs--; i < s->n_jobs; i++) {
         s->jobs[i] = s->jobs[i + 1];
         s->plan[i] = s->plan[i + 1];
     }
+
+    serve_job_count(s);
 }
 
 
@@ -158,6 +190,7 @@ usage_of(const struct job *j)
     uint64_t         first = j->first_us != 0 ? j->first_us : now;
     struct abi_usage u = {
         .n_prompt_tok = j->sched.n_prompt,
+        .n_cached_tok = j->n_cached,
         .n_output_tok = j->n_output,
         .queue_us = admitted - j->came_us,
         .prefill_us = j->admitted_us != 0 ? first - admitted : 0,
@@ -250,6 +283,26 @@ refuse(struct serve *s, struct job *j, uint32_t code, uint32_t retry_after_s,
 }
 
 
+/* When what waits will have been read, as far as one can tell. */
+static uint32_t
+retry_after_s(const struct serve *s)
+{
+    double n = s->us_per_tok * (double) s->n_waiting_tok / 1e6;
+
+    return n < RETRY_AFTER_S ? RETRY_AFTER_S
+           : n > RETRY_AFTER_MAX_S ? RETRY_AFTER_MAX_S : (uint32_t) n;
+}
+
+
+/* Jobs that have run, and had to give way, wait beside the queue's own. */
+static int
+queue_is_full(const struct serve *s)
+{
+    return s->n_waiting + s->n_preparing >= s->o->max_queue
+           || s->n_jobs + s->n_preparing >= s->o->max_queue + s->o->max_seqs;
+}
+
+
 void
 serve_job_fragment(struct serve *s, struct job *j, const void *p, size_t n,
                    int more)
@@ -280,8 +333,8 @@ serve_job_fragment(struct serve *s, struct job *j, const void *p, size_t n,
         return;
     }
 
-    if (s->n_waiting + s->n_preparing >= s->o->max_queue) {
-        refuse(s, j, ABI_E_BUSY, RETRY_AFTER_S,
+    if (queue_is_full(s)) {
+        refuse(s, j, ABI_E_BUSY, retry_after_s(s),
                "the engine is busy and its queue is full");
         return;
     }
@@ -401,7 +454,7 @@ choice_begin(const struct serve *s, struct job *j, uint32_t i,
     const struct tokens      *prompt = &j->prep.prompt.ids;
     struct choice            *c = &j->choices[i];
     struct serve_output      *o = &c->output;
-    size_t                    n_pages = j->sched.seqs[i].n_max
+    size_t                    n_pages = (prompt->n + j->n_new)
                                         / MODEL_PAGE_TOK + 1;
 
     c->sampler = p->sampler;
@@ -409,6 +462,7 @@ choice_begin(const struct serve *s, struct job *j, uint32_t i,
     c->tokens = arena_alloc(&j->arena, (prompt->n + j->n_new)
                                        * sizeof(*c->tokens));
     c->pages = arena_alloc(&j->arena, n_pages * sizeof(*c->pages));
+    c->names = arena_alloc(&j->arena, n_pages * sizeof(*c->names));
 
     o->tokenizer = s->model->tokenizer;
     o->outbox = &j->outbox;
@@ -417,7 +471,7 @@ choice_begin(const struct serve *s, struct job *j, uint32_t i,
     parse_begin(&o->parse, j->prep.prompt.text.p, j->prep.prompt.text.n,
                 r->kind != ABI_CHAT || (r->flags & ABI_FLAG_RAW_REASONING));
 
-    if (c->tokens == NULL || c->pages == NULL
+    if (c->tokens == NULL || c->pages == NULL || c->names == NULL
         || buf_reserve(&o->text, s->model->piece_bytes + sizeof(o->detok)) != 0
         || serve_stop_begin(&o->stop, &j->arena, p->stops, p->n_stops,
                             s->model->piece_bytes + sizeof(o->detok)) != 0)
@@ -547,6 +601,36 @@ enqueue(struct serve *s, struct job *j)
 }
 
 
+static void
+set_rank(struct job *j)
+{
+    const struct serve_request *r = &j->prep.request;
+    int32_t p = r->abi.priority;
+
+    p = p < -PRIORITY_MAX ? -PRIORITY_MAX : p > PRIORITY_MAX ? PRIORITY_MAX : p;
+    j->rank = (int64_t) j->came_us + (int64_t) p * PRIORITY_STEP_US;
+    j->deadline_us = r->abi.deadline_ms == 0 ? 0
+                     : j->came_us + r->abi.deadline_ms * 1000ULL;
+    j->root = kv_root(r->salt.p, r->salt.n);
+}
+
+
+void
+serve_job_deadlines(struct serve *s)
+{
+    uint64_t now = clock_us();
+
+    for (uint32_t i = s->n_jobs; i-- > 0;) {
+        struct job *j = s->jobs[i];
+
+        if (j->deadline_us != 0 && j->first_us == 0 && now >= j->deadline_us) {
+            refuse(s, j, ABI_E_DEADLINE, 0,
+                   "no token came before the request's deadline");
+        }
+    }
+}
+
+
 void
 serve_job_prepared(struct serve *s, struct job *j)
 {
@@ -566,12 +650,18 @@ serve_job_prepared(struct serve *s, struct job *j)
         return;
     }
 
-    uint32_t n = s->n_running + s->n_waiting++;
+    if (s->n_waiting > 0
+        && s->n_waiting_tok + j->sched.n_prompt > s->o->max_queue_tok)
+    {
+        refuse(s, j, ABI_E_BUSY, retry_after_s(s),
+               "the engine is busy and its queue is full of tokens");
+        return;
+    }
 
+    set_rank(j);
     free_in(j);
     j->state = JOB_WAITING;
-    s->jobs[n] = j;
-    s->plan[n] = &j->sched;
+    enlist(s, j);
 }
 
 
@@ -579,11 +669,17 @@ int
 serve_job_admitted(struct serve *s, struct job *j)
 {
     j->state = JOB_RUNNING;
+
+    if (j->admitted_us != 0) {
+        return 0;               /* it had to give way for a while */
+    }
+
     j->admitted_us = clock_us();
     s->counts.prompt_tok += j->sched.n_prompt;
 
     struct abi_start start = {
         .n_prompt_tok = j->sched.n_prompt,
+        .n_cached_tok = j->n_cached,
         .queue_us = j->admitted_us - j->came_us
     };
 

@@ -11,10 +11,11 @@
  * A job is in exactly one of these states, and every one ends in one terminal
  * event, or in the death of its worker:
  *
- *   ASSEMBLING -> PREPARING -> WAITING -> RUNNING -> FLUSHING
+ *   ASSEMBLING -> PREPARING -> WAITING <-> RUNNING -> FLUSHING
  *
  * serve/channel.c knows workers, serve/job.c the life of a job, serve/step.c
- * the model.  What is here is shared by these files and by no others.
+ * the model, serve/pages.c where in it the keys of a job are.  What is here is
+ * shared by these files and by no others.
  */
 #ifndef MOE_SERVE_H
 #define MOE_SERVE_H
@@ -35,14 +36,16 @@ struct serve_options {
     int64_t     allow_uid;      /* -1: whoever may connect */
     uint32_t    max_seqs;
     uint32_t    max_queue;
+    uint64_t    max_queue_tok;  /* of prompts that wait */
     uint32_t    max_batch_tok;
+    int         prefix_cache;
     uint64_t    drain_us;       /* what runs may still take after SIGTERM */
 };
 
 enum job_state {
     JOB_ASSEMBLING,             /* fragments of the request come in */
     JOB_PREPARING,              /* serve_prep has it */
-    JOB_WAITING,                /* for the scheduler */
+    JOB_WAITING,                /* for the scheduler, perhaps once more */
     JOB_RUNNING,
     JOB_FLUSHING                /* over, but for events without credit */
 };
@@ -50,6 +53,8 @@ enum job_state {
 struct choice {
     uint32_t       *tokens;     /* (n_prompt + n_new) prompt and output */
     uint32_t       *pages;      /* (longest) common ones first */
+    struct kv_name *names;      /* (n_names) of the first of them */
+    uint32_t        n_names;
     uint32_t       *seen;       /* (n_text) see sampler.h; or NULL */
     uint32_t        n_output;   /* tokens said */
     uint32_t        n_resume;   /* tokens that another engine has said */
@@ -73,7 +78,12 @@ struct job {
     struct buf          outbox;         /* frames; see serve/output.h */
     size_t              n_out;          /* bytes of it in the ring already */
 
+    int64_t             rank;           /* lower goes first; see job.c */
+    struct kv_name      root;           /* of its tenant's pages */
+    uint32_t            n_cached;       /* tokens of the prompt */
+
     uint64_t            came_us;
+    uint64_t            deadline_us;    /* for the first token; 0: none */
     uint64_t            admitted_us;
     uint64_t            first_us;       /* of the first token */
     uint32_t            n_new;          /* tokens that it may say */
@@ -123,6 +133,9 @@ struct serve_counts {
     uint64_t    prompt_tok;
     uint64_t    output_tok;
     uint64_t    steps;
+    uint64_t    prefix_queries_tok;
+    uint64_t    prefix_hits_tok;
+    uint64_t    preemptions;
 };
 
 struct serve {
@@ -134,10 +147,12 @@ struct serve {
     struct sched_limits limits;
     double              us_per_tok;     /* of late steps; 0: not known */
 
-    struct job        **jobs;           /* running, then waiting */
+    struct job        **jobs;           /* WAITING and RUNNING, by rank */
     struct sched_job  **plan;           /* the same, as the scheduler has it */
-    uint32_t            n_running;
+    uint32_t            n_jobs;
+    uint32_t            n_running;      /* this and the next: of them */
     uint32_t            n_waiting;
+    uint64_t            n_waiting_tok;  /* of their prompts */
     uint32_t            n_preparing;
 
     struct model_segment *segments;     /* (max_seqs) of one step */
@@ -183,7 +198,12 @@ void serve_job_fragment(struct serve *s, struct job *j, const void *p,
                         size_t n, int more);
 /* serve_prep is done with it: it waits, or is refused. */
 void serve_job_prepared(struct serve *s, struct job *j);
-/* Its first step comes.  0; -1: no memory, it has ended. */
+/* Who waits, and who runs, has changed. */
+void serve_job_count(struct serve *s);
+/* Ends those whose first token is late. */
+void serve_job_deadlines(struct serve *s);
+/* Its next step comes, after a time without.  0; -1: no memory, it has
+ * ended. */
 int serve_job_admitted(struct serve *s, struct job *j);
 /* Moves the outbox into the ring as far as credit goes. */
 void serve_job_flush(struct serve *s, struct job *j);
@@ -196,6 +216,22 @@ void serve_job_error(struct serve *s, struct job *j,
                      const struct serve_refusal *why);
 /* Nobody is there to be told. */
 void serve_job_lost(struct serve *s, struct job *j);
+
+/* serve/pages.c */
+
+/* What has the cache for a waiting job? */
+void serve_pages_ask(const struct serve *s, struct job *j);
+/* A running job loses its pages. */
+void serve_pages_preempt(struct serve *s, struct job *j);
+/* Hands out pages as planned. */
+void serve_pages_follow(struct serve *s);
+/* The choices that have not begun do. */
+void serve_pages_fork(struct serve *s, struct job *j);
+/* Tokens from n_before on have come into the pages. */
+void serve_pages_filled(struct serve *s, struct job *j, uint32_t k,
+                        uint32_t n_before);
+/* A choice is about to end. */
+void serve_pages_drop(struct serve *s, struct job *j, uint32_t k);
 
 /* serve/step.c */
 

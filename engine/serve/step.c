@@ -23,7 +23,8 @@ serve_step_begin(struct serve *s, struct err *e)
 {
     size_t n_jobs = (size_t) s->o->max_seqs + s->o->max_queue;
 
-    s->kv = kv_create(model_info(s->model->model)->n_pages, 0);
+    s->kv = kv_create(model_info(s->model->model)->n_pages,
+                      s->o->prefix_cache);
     s->jobs = calloc(n_jobs, sizeof(*s->jobs));
     s->plan = calloc(n_jobs, sizeof(*s->plan));
     s->segments = calloc(s->o->max_seqs, sizeof(*s->segments));
@@ -63,8 +64,10 @@ serve_step_end(struct serve *s)
 static int
 decoding(const struct serve *s)
 {
-    for (uint32_t i = 0; i < s->n_running; i++) {
-        if (s->jobs[i]->first_us != 0 && !s->jobs[i]->sched.paused) {
+    for (uint32_t i = 0; i < s->n_jobs; i++) {
+        if (s->jobs[i]->state == JOB_RUNNING && s->jobs[i]->first_us != 0
+            && !s->jobs[i]->sched.paused)
+        {
             return 1;
         }
     }
@@ -102,44 +105,32 @@ measure(struct serve *s, uint32_t n_tok, uint64_t us)
 }
 
 
-static void
-take_pages(struct serve *s, struct job *j)
-{
-    for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
-        struct sched_seq *q = &j->sched.seqs[k];
-        uint32_t          has = j->sched.n_common + q->n_held - q->n_take;
-
-        if (q->n_take > 0
-            && kv_take(s->kv, q->n_take, j->choices[k].pages + has) != 0)
-        {
-            assert(0);      /* the plan is within what is free */
-        }
-    }
-}
-
-
 /* Plans the step and admits whom it lets in. */
 static void
 plan(struct serve *s)
 {
-    uint32_t n_old = s->n_running;
-    uint32_t n_waiting = s->n_waiting < s->o->max_seqs ? s->n_waiting
-                                                       : s->o->max_seqs;
+    enum sched_answer answer;
+    uint32_t          i;
 
-    s->limits.n_free = kv_pages_free(s->kv);
     s->limits.n_batch_tok = budget(s);
 
-    uint32_t n_new = sched_plan(&s->limits, s->plan, n_old, n_waiting);
+    do {
+        s->limits.n_free = kv_pages_free(s->kv);
+        answer = sched_plan(&s->limits, s->plan, s->n_jobs, &i);
 
-    s->n_running += n_new;
-    s->n_waiting -= n_new;
+        if (answer == SCHED_ASK) {
+            serve_pages_ask(s, s->jobs[i]);
+        } else if (answer == SCHED_PREEMPT) {
+            serve_pages_preempt(s, s->jobs[i]);
+        }
+    } while (answer != SCHED_PLANNED);
 
-    for (uint32_t i = 0; i < s->n_running; i++) {
-        take_pages(s, s->jobs[i]);
-    }
+    serve_pages_follow(s);
+    serve_job_count(s);
 
-    for (uint32_t i = n_old; i < s->n_running;) {
-        i += serve_job_admitted(s, s->jobs[i]) == 0;
+    for (i = 0; i < s->n_jobs;) {
+        i += !s->plan[i]->running || s->jobs[i]->state == JOB_RUNNING
+             || serve_job_admitted(s, s->jobs[i]) == 0;
     }
 }
 
@@ -152,7 +143,7 @@ gather(struct serve *s, uint32_t *n_tok)
 
     *n_tok = 0;
 
-    for (uint32_t i = 0; i < s->n_running; i++) {
+    for (uint32_t i = 0; i < s->n_jobs; i++) {
         struct job *j = s->jobs[i];
 
         for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
@@ -175,21 +166,6 @@ gather(struct serve *s, uint32_t *n_tok)
     }
 
     return n;
-}
-
-
-/* The prompt is read: the other choices start from its full pages. */
-static void
-fork_choices(struct serve *s, struct job *j)
-{
-    sched_job_fork(&j->sched, &s->limits);
-
-    for (uint32_t k = 1; k < j->sched.n_seqs; k++) {
-        for (uint32_t i = 0; i < j->sched.n_common; i++) {
-            j->choices[k].pages[i] = j->choices[0].pages[i];
-            kv_share(s->kv, j->choices[0].pages[i]);
-        }
-    }
 }
 
 
@@ -314,10 +290,6 @@ say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
 
     j->first_us = clock_us();
 
-    if (n > 1) {
-        fork_choices(s, j);
-    }
-
     for (uint32_t i = 0; i < n; i++) {
         int known = j->choices[i].n_resume > 0 || j->choices[i].reason != 0;
 
@@ -335,9 +307,16 @@ static void
 answer(struct serve *s, int n_segs, const float *logits)
 {
     for (int i = 0; i < n_segs; i++) {
-        struct sched_job *q = &s->runs[i].job->sched;
+        struct job       *j = s->runs[i].job;
+        struct sched_seq *q = &j->sched.seqs[s->runs[i].i_choice];
+        uint32_t          n_before = q->n_done;
 
-        q->seqs[s->runs[i].i_choice].n_done += (uint32_t) s->segments[i].n_tok;
+        q->n_done += (uint32_t) s->segments[i].n_tok;
+        serve_pages_filled(s, j, s->runs[i].i_choice, n_before);
+
+        if (sched_job_forks(&j->sched)) {
+            serve_pages_fork(s, j);
+        }
     }
 
     for (int i = 0; i < n_segs; i++) {
@@ -367,6 +346,7 @@ serve_step(struct serve *s)
 {
     uint32_t n_tok;
 
+    serve_job_deadlines(s);
     plan(s);
 
     int n = gather(s, &n_tok);

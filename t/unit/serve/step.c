@@ -18,7 +18,7 @@
 
 #define N_VOCAB     1000
 #define N_CTX       400
-#define N_PAGES     24
+#define N_PAGES     16
 #define N_SLOTS     16
 #define N_SEQS      8
 #define TOK_NAN     666         /* a prompt that ends so gives no number */
@@ -198,7 +198,8 @@ static struct serve_model fake_model = {
     .piece_bytes = 1, .eos = { 0 }, .n_eos = 1
 };
 static struct serve_options fake_options = {
-    .max_seqs = N_SEQS, .max_queue = 64, .max_batch_tok = 50
+    .max_seqs = N_SEQS, .max_queue = 64, .max_batch_tok = 50,
+    .max_queue_tok = 64 * N_CTX, .prefix_cache = 1
 };
 
 struct world {
@@ -287,6 +288,11 @@ struct seen {
     uint8_t     end;            /* type of the terminal event; 0: open */
     uint8_t     resumed;
     uint32_t    code;           /* of an ERROR */
+    uint32_t    n_cached;
+    uint32_t    n_starts;
+    char        salt;           /* 0: none */
+    int32_t     priority;
+    uint32_t    deadline_ms;
     int         stalled;        /* gives no credit */
     uint32_t    owed;           /* cells not given back */
 };
@@ -304,12 +310,18 @@ ask(struct world *w, uint16_t slot, uint64_t gen)
         .kind = ABI_COMPLETION_IDS, .n_choices = v->n_choices,
         .given = ABI_GIVEN_MAX_TOKENS | ABI_GIVEN_TEMPERATURE,
         .max_tokens = v->n_new, .n_body = v->n_prompt * 4,
-        .n_resumes = n_resumes
+        .n_resumes = n_resumes, .n_salt = v->salt != 0,
+        .priority = v->priority, .deadline_ms = v->deadline_ms
     };
     static char bytes[sizeof(r) + (1 + ABI_CHOICES_MAX) * (N_CTX * 4 + 24)];
 
     memcpy(bytes + sizeof(r), v->prompt, r.n_body);
     r.n_bytes = (uint32_t) sizeof(r) + ((r.n_body + 7) & ~7u);
+
+    if (v->salt != 0) {
+        memset(bytes + r.n_bytes, v->salt, 4);
+        r.n_bytes += 4;
+    }
 
     for (uint32_t k = 0; k < n_resumes; k++) {
         struct abi_resume q = { v->n_out[k], v->n_text[k], v->reason[k], 0 };
@@ -354,6 +366,7 @@ see(struct world *w, const struct abi_frame *f, const char *p)
     struct abi_delta  d;
     struct abi_error  e;
     struct abi_finish finish;
+    struct abi_start  start;
     struct job       *j = w->c->slots[f->slot].job;
 
     assert_int_equal(f->gen, v->gen);
@@ -386,6 +399,11 @@ see(struct world *w, const struct abi_frame *f, const char *p)
         break;
     default:
         assert_int_equal(f->type, ABI_START);
+        memcpy(&start, p, sizeof(start));
+        assert_int_equal(start.n_prompt_tok, v->n_prompt);
+        assert_true(start.n_cached_tok < v->n_prompt);
+        v->n_cached = start.n_cached_tok;
+        assert_int_equal(v->n_starts++, 0);
     }
 
     v->owed += ring_cells(f->n_bytes);
@@ -421,7 +439,7 @@ see_all(struct world *w)
     for (uint16_t i = 0; i < N_SLOTS; i++) {
         struct job *j = w->c->slots[i].job;
 
-        if (j != NULL && j->state >= JOB_RUNNING && !slots[i].stalled) {
+        if (j != NULL && j->state >= JOB_WAITING && !slots[i].stalled) {
             j->credits += slots[i].owed;
             slots[i].owed = 0;
             serve_job_flush(&w->s, j);
@@ -469,8 +487,15 @@ ask_at_random(struct world *w, uint16_t slot, uint64_t gen, int nan)
     v->n_new = 1 + rng(v->n_choices > 1 ? 60 : 150);
     v->stalled = rng(8) == 0;
 
+    /* Some have a beginning in common, of one of two tenants. */
+    uint32_t n_common = rng(4) ? v->n_prompt - rng(9) % v->n_prompt : 0;
+    uint32_t base = rng(2);
+
+    v->salt = (char) (rng(2) ? 'a' + rng(2) : 0);
+    v->priority = rng(3) == 0 ? (int32_t) rng(2000) - 1000 : 0;
+
     for (uint32_t i = 0; i < v->n_prompt; i++) {
-        v->prompt[i] = 1 + rng(600);
+        v->prompt[i] = i < n_common ? 1 + (i * 7 + base) % 600 : 1 + rng(600);
     }
 
     if (nan) {
@@ -492,13 +517,14 @@ ask_again(struct world *w, uint16_t slot, uint64_t gen)
     v->owed = 0;
     v->stalled = 0;
     v->resumed = 1;
+    v->n_starts = 0;
 
     ask(w, slot, gen);
 }
 
 
 /*
- * 900 requests in few pages: forks, stalls, cancels, those that go on after
+ * 2000 requests in few pages: forks, stalls, cancels, those that go on after
  * one, and models that fail.  Each token is the one that its own history asks
  * for; all ends are right; at last all pages are free.
  */
@@ -516,11 +542,11 @@ answers_are_those_of_each_alone(void **state)
     memset(slots, 0, sizeof(slots));
     n_logged = 0;
 
-    while (gen < 900 || n_open > 0) {
+    while (gen < 2000 || n_open > 0) {
         uint16_t     i = (uint16_t) rng(N_SLOTS);
         struct seen *v = &slots[i];
 
-        if (v->gen == 0 && gen < 900) {
+        if (v->gen == 0 && gen < 2000) {
             nan[i] = rng(10) == 0;
             ask_at_random(&w, i, ++gen, nan[i]);
             n_open++;
@@ -564,6 +590,8 @@ answers_are_those_of_each_alone(void **state)
     /* All three ends have been seen, or this tests less than it says. */
     assert_true(ends[0] > 300 && ends[1] > 10 && ends[2] > 10);
     assert_true(n_again > 20);
+    assert_true(w.s.counts.prefix_hits_tok > 8000);
+    assert_true(w.s.counts.preemptions > 100);
     assert_int_equal(n_nan, n_logged);
     assert_int_equal(ends[0], w.s.counts.done);
     assert_int_equal(ends[1], w.s.counts.error);
@@ -614,11 +642,275 @@ nonsense_ends_its_request_alone(void **state)
 }
 
 
+/* A prompt of its own kind, of n tokens. */
+static struct seen *
+one(uint16_t slot, uint32_t n, uint32_t n_new)
+{
+    struct seen *v = &slots[slot];
+
+    memset(v, 0, sizeof(*v));
+    v->gen = 1;
+    v->n_choices = 1;
+    v->n_prompt = n;
+    v->n_new = n_new;
+
+    for (uint32_t k = 0; k < n; k++) {
+        v->prompt[k] = 1 + (slot * 31 + k) % 600;
+    }
+
+    return v;
+}
+
+
+static void
+run_all(struct world *w)
+{
+    prepare_all(w);
+
+    while (serve_step(&w->s)) {
+        see_all(w);
+    }
+
+    see_all(w);
+}
+
+
+/* What the cache has for a second turn: the prompt, the first answer but for
+ * its last token, and 30 tokens; said by this tenant. */
+static uint32_t
+second_turn(struct world *w, char salt)
+{
+    struct seen *v = one(0, 200, 100);
+
+    v->salt = 'a';
+    ask(w, 0, 1);
+    run_all(w);
+    assert_int_equal(v->end, ABI_DONE);
+
+    struct seen *again = one(1, 330, 5);
+
+    again->salt = salt;
+    memcpy(again->prompt, v->prompt, 200 * sizeof(uint32_t));
+    memcpy(again->prompt + 200, v->out[0], 100 * sizeof(uint32_t));
+    ask(w, 1, 1);
+    run_all(w);
+    assert_int_equal(again->end, ABI_DONE);
+    check_answer(again);
+
+    return again->n_cached;
+}
+
+
+static void
+a_turn_reads_what_is_new(void **state)
+{
+    struct world w;
+
+    (void) state;
+
+    world_begin(&w);
+    assert_int_equal(second_turn(&w, 'a'), 299 / 64 * 64);
+    assert_int_equal(w.s.counts.prefix_hits_tok, 256);
+    world_end(&w);
+
+    world_begin(&w);
+    assert_int_equal(second_turn(&w, 'b'), 0);
+    world_end(&w);
+
+    world_begin(&w);
+    assert_int_equal(second_turn(&w, 0), 0);
+    world_end(&w);
+
+    fake_options.prefix_cache = 0;
+    world_begin(&w);
+    assert_int_equal(second_turn(&w, 'a'), 0);
+    world_end(&w);
+    fake_options.prefix_cache = 1;
+}
+
+
+/* A prompt that is all there: its last token is computed all the same. */
+static void
+the_last_token_is_computed(void **state)
+{
+    struct world w;
+
+    (void) state;
+
+    world_begin(&w);
+
+    for (uint64_t gen = 1; gen <= 2; gen++) {
+        struct seen *v = one(0, 128, 3);
+
+        v->gen = gen;
+        ask(&w, 0, gen);
+        run_all(&w);
+        assert_int_equal(v->end, ABI_DONE);
+        assert_int_equal(v->n_cached, gen == 1 ? 0 : 64);
+        check_answer(v);
+    }
+
+    world_end(&w);
+}
+
+
+/* Who is late without a token ends so; who has begun may be slow. */
+static void
+deadlines(void **state)
+{
+    struct world w;
+
+    (void) state;
+
+    world_begin(&w);
+
+    for (uint16_t i = 0; i < 2; i++) {
+        one(i, 100, 200)->deadline_ms = 200;
+    }
+
+    ask(&w, 0, 1);
+    prepare_all(&w);
+
+    while (slots[0].n_out[0] == 0) {
+        serve_step(&w.s);
+        see_all(&w);
+    }
+
+    ask(&w, 1, 1);
+    nanosleep(&(struct timespec) { 0, 250000000 }, NULL);
+    run_all(&w);
+    assert_int_equal(slots[0].end, ABI_DONE);
+    assert_int_equal(slots[1].end, ABI_ERROR);
+    assert_int_equal(slots[1].code, ABI_E_DEADLINE);
+    assert_int_equal(slots[1].n_starts, 0);
+    world_end(&w);
+}
+
+
+/* Among those that wait the lower number goes first, and may take pages from a
+ * higher one that runs; that one ends as if nothing had been. */
+static void
+priorities(void **state)
+{
+    struct world w;
+
+    (void) state;
+
+    world_begin(&w);
+
+    for (uint16_t i = 0; i < 5; i++) {
+        one(i, 370, 30)->priority = 5 - i;
+        ask(&w, i, 1);
+        prepare_all(&w);
+
+        if (i == 1) {
+            serve_step(&w.s);       /* 0 and 1 run; 16 pages hold two */
+            assert_int_equal(w.s.n_running, 2);
+        }
+    }
+
+    serve_step(&w.s);
+    assert_int_equal(w.s.n_running, 2);
+    assert_int_equal(w.s.counts.preemptions, 2);
+    assert_int_equal(w.c->slots[3].job->state, JOB_RUNNING);
+    assert_int_equal(w.c->slots[4].job->state, JOB_RUNNING);
+    run_all(&w);
+
+    for (uint16_t i = 0; i < 5; i++) {
+        assert_int_equal(slots[i].end, ABI_DONE);
+        assert_int_equal(slots[i].n_starts, 1);
+        check_answer(&slots[i]);
+    }
+
+    world_end(&w);
+}
+
+
+/* Clients that do not read hold all pages; who comes then is served. */
+static void
+stalled_ones_give_way(void **state)
+{
+    struct world w;
+
+    (void) state;
+
+    world_begin(&w);
+
+    for (uint16_t i = 0; i < 3; i++) {
+        one(i, 300, 80)->stalled = 1;
+        slots[i].n_choices = 2;
+        ask(&w, i, 1);
+    }
+
+    run_all(&w);
+    one(3, 350, 50);
+    ask(&w, 3, 1);
+    run_all(&w);
+    assert_int_equal(slots[3].end, ABI_DONE);
+    check_answer(&slots[3]);
+    assert_true(w.s.counts.preemptions > 0);
+
+    for (uint16_t i = 0; i < 3; i++) {
+        assert_int_equal(slots[i].end, 0);
+        slots[i].stalled = 0;
+    }
+
+    see_all(&w);
+    run_all(&w);
+
+    for (uint16_t i = 0; i < 3; i++) {
+        assert_int_equal(slots[i].end, ABI_DONE);
+        check_answer(&slots[i]);
+    }
+
+    world_end(&w);
+}
+
+
+/* The queue is as long as its tokens allow; but one may always wait. */
+static void
+the_queue_counts_tokens(void **state)
+{
+    struct world w;
+    uint32_t     n_busy = 0;
+
+    (void) state;
+
+    fake_options.max_queue_tok = 500;
+    world_begin(&w);
+
+    for (uint16_t i = 0; i < 5; i++) {
+        one(i, i == 0 ? 350 : 200, 5);
+        ask(&w, i, 1);
+        prepare_all(&w);
+    }
+
+    see_all(&w);
+
+    for (uint16_t i = 0; i < 5; i++) {
+        n_busy += slots[i].end == ABI_ERROR && slots[i].code == ABI_E_BUSY;
+    }
+
+    assert_int_equal(n_busy, 4);
+    assert_int_equal(w.s.n_waiting_tok, 350);
+    run_all(&w);
+    assert_int_equal(slots[0].end, ABI_DONE);
+    world_end(&w);
+    fake_options.max_queue_tok = 64 * N_CTX;
+}
+
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_are_those_of_each_alone),
+        cmocka_unit_test(a_turn_reads_what_is_new),
+        cmocka_unit_test(the_last_token_is_computed),
+        cmocka_unit_test(deadlines),
+        cmocka_unit_test(priorities),
+        cmocka_unit_test(stalled_ones_give_way),
+        cmocka_unit_test(the_queue_counts_tokens),
         cmocka_unit_test(nonsense_ends_its_request_alone),
     };
 
