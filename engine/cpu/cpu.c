@@ -447,31 +447,37 @@ op_kv_put(struct backend *b, const struct kv_store *kv, uint32_t layer,
 }
 
 
-/* Heads that share one reading of the keys. */
-#define MLA_HEADS       4
-
 struct mla_run {
     struct cpu       *c;
     const struct mla *a;
+    uint64_t          keys;     /* of all tokens */
 };
 
 
-/* Units are dealt out in turn: later tokens of a prompt have more to do. */
+/* Heads of a token, its keys each: a thread has as many keys as the others,
+ * and heads that follow each other, so that they share what they read. */
 static void
 run_mla(void *ctx, int i, int n)
 {
     const struct mla_run *r = ctx;
     const struct batch   *batch = r->c->batch;
-    uint32_t              n_heads = r->a->n_heads;
-    uint32_t              groups = (n_heads + MLA_HEADS - 1) / MLA_HEADS;
+    uint64_t              all = r->keys * r->a->n_heads, at = 0;
+    uint64_t              from = all * (uint32_t) i / (uint32_t) n;
+    uint64_t              to = all * ((uint32_t) i + 1) / (uint32_t) n;
 
-    for (uint32_t u = (uint32_t) i; u < groups * batch->n_tok;
-         u += (uint32_t) n)
-    {
-        uint32_t t = u / groups, h = u % groups * MLA_HEADS;
+    for (uint32_t t = 0; t < batch->n_tok && at < to; t++) {
+        uint64_t keys = batch->pos[t] + 1;
+        uint64_t h0 = from > at ? (from - at + keys - 1) / keys : 0;
+        uint64_t h1 = (to - at + keys - 1) / keys;
 
-        r->c->k->mla(r->a, t, batch->pos[t], batch->pages[t], h,
-                     h + MLA_HEADS < n_heads ? h + MLA_HEADS : n_heads);
+        h1 = h1 < r->a->n_heads ? h1 : r->a->n_heads;
+
+        if (h0 < h1) {
+            r->c->k->mla(r->a, t, batch->pos[t], batch->pages[t],
+                         (uint32_t) h0, (uint32_t) h1);
+        }
+
+        at += keys * r->a->n_heads;
     }
 }
 
@@ -479,15 +485,14 @@ run_mla(void *ctx, int i, int n)
 static void
 op_mla(struct backend *b, const struct mla *a)
 {
-    struct mla_run      r = { cpu_of(b), a };
+    struct mla_run      r = { cpu_of(b), a, 0 };
     const struct batch *batch = r.c->batch;
-    uint64_t            keys = 0;
 
     for (uint32_t t = 0; t < batch->n_tok; t++) {
-        keys += batch->pos[t] + 1;
+        r.keys += batch->pos[t] + 1;
     }
 
-    cpu_run(r.c, run_mla, &r, 2 * keys * a->n_heads * a->kv->row);
+    cpu_run(r.c, run_mla, &r, 2 * r.keys * a->n_heads * a->kv->row);
 }
 
 

@@ -2,15 +2,22 @@
  * fast_mla.h - latent attention, for one kind of vector.
  *
  * Up to MLA_HEADS heads of one token go through the pages together, since all
- * of them read the same keys.  Per page: scores (heads, 64), then the running
- * maximum, sum and output are brought up to date (online softmax).  Pages lie
- * at fixed positions, so the order of all sums follows from the token's
- * position alone (D6).
+ * of them read the same keys; as many sums as there are registers for.  Per
+ * page: scores (heads, 64), then the running maximum, sum and output are
+ * brought up to date (online softmax).  Pages lie at fixed positions, so the
+ * order of all sums follows from the token's position alone (D6).
  */
 #include <math.h>
 
-#define MLA_HEADS       4
+#define MLA_HEADS       5
+
+#if VEC_REGS == 32
 #define MLA_KEYS        4       /* keys that share one reading of the query */
+#define MLA_VECS        4       /* vectors of values that share one of p */
+#else
+#define MLA_KEYS        2
+#define MLA_VECS        2
+#endif
 
 struct mla_state {
     const float *q[MLA_HEADS];
@@ -30,14 +37,14 @@ kv_load(const uint8_t *row, uint32_t i, enum dtype t)
 }
 
 
-/* p(h, j) = q(h) . kv(j) for H heads and J keys, 4 or 1. */
+/* p(h, j) = q(h) . kv(j) for H heads and J keys: MLA_KEYS, or 1. */
 INLINE void
 mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
          uint32_t row, uint32_t j, enum dtype t, int H, int J)
 {
     vec sum[MLA_HEADS][MLA_KEYS];
 
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int h = 0; h < H; h++) {
 #pragma GCC unroll 4
         for (int k = 0; k < J; k++) {
@@ -53,7 +60,7 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
             kv[k] = kv_load(keys + (j + (uint32_t) k) * key_bytes, i, t);
         }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int h = 0; h < H; h++) {
             vec q = vec_load(s->q[h] + i);
 
@@ -64,13 +71,16 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
         }
     }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int h = 0; h < H; h++) {
-        if (J == 4) {
-            vec_sum4(&s->p[h][j], sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+        if (J == 1) {
+            s->p[h][j] = vec_sum(sum[h][0]);
 
         } else {
-            s->p[h][j] = vec_sum(sum[h][0]);
+            float all[4];
+
+            vec_sum4(all, sum[h][0], sum[h][1], sum[h][J - 2], sum[h][J - 1]);
+            memcpy(&s->p[h][j], all, (size_t) J * sizeof(float));
         }
     }
 }
@@ -128,7 +138,7 @@ mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
 {
     vec sum[MLA_HEADS][4];
 
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int h = 0; h < H; h++) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -145,7 +155,7 @@ mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
             kv[v] = kv_load(keys + j * key_bytes, i + (uint32_t) v * VEC_N, t);
         }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int h = 0; h < H; h++) {
             vec p = vec_set(s->p[h][j]);
 
@@ -156,7 +166,7 @@ mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
         }
     }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int h = 0; h < H; h++) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -165,12 +175,6 @@ mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
     }
 }
 
-
-#if VEC_REGS == 32
-#define MLA_VECS        4
-#else
-#define MLA_VECS        2
-#endif
 
 INLINE void
 mla_page(const struct mla *a, struct mla_state *s, const uint8_t *keys,
@@ -236,29 +240,41 @@ mla_heads(const struct mla *a, uint32_t tok, uint32_t pos,
 }
 
 
-/* H heads at a time; what the compiler gets are four constants. */
-INLINE uint32_t
-mla_groups(const struct mla *a, uint32_t tok, uint32_t pos,
-           const uint32_t *pages, uint32_t head, uint32_t end, int H)
-{
-    for ( ; head + (uint32_t) H <= end; head += (uint32_t) H) {
-        if (a->kv->dtype == DTYPE_BF16) {
-            mla_heads(a, tok, pos, pages, head, DTYPE_BF16, H);
+#define MLA_ONE(H)                                                           \
+    static void                                                              \
+    mla_bf16_##H(const struct mla *a, uint32_t tok, uint32_t pos,            \
+                 const uint32_t *pages, uint32_t head)                       \
+    { mla_heads(a, tok, pos, pages, head, DTYPE_BF16, H); }                  \
+                                                                             \
+    static void                                                              \
+    mla_f32_##H(const struct mla *a, uint32_t tok, uint32_t pos,             \
+                const uint32_t *pages, uint32_t head)                        \
+    { mla_heads(a, tok, pos, pages, head, DTYPE_F32, H); }
 
-        } else {
-            mla_heads(a, tok, pos, pages, head, DTYPE_F32, H);
-        }
-    }
+MLA_ONE(1) MLA_ONE(2) MLA_ONE(3) MLA_ONE(4) MLA_ONE(5)
 
-    return head;
-}
+typedef void (*mla_fn)(const struct mla *a, uint32_t tok, uint32_t pos,
+                       const uint32_t *pages, uint32_t head);
+
+static const mla_fn mla_fns[2][MLA_HEADS] = {
+    { mla_bf16_1, mla_bf16_2, mla_bf16_3, mla_bf16_4, mla_bf16_5 },
+    { mla_f32_1, mla_f32_2, mla_f32_3, mla_f32_4, mla_f32_5 }
+};
 
 
+/* In as few groups as there can be, of nearly one size. */
 static void
 fast_mla(const struct mla *a, uint32_t tok, uint32_t pos,
          const uint32_t *pages, uint32_t head0, uint32_t head1)
 {
-    head0 = mla_groups(a, tok, pos, pages, head0, head1, MLA_HEADS);
-    head0 = mla_groups(a, tok, pos, pages, head0, head1, 2);
-    mla_groups(a, tok, pos, pages, head0, head1, 1);
+    const mla_fn *run = mla_fns[a->kv->dtype == DTYPE_F32];
+    uint32_t      n = head1 - head0, done = 0;
+    uint32_t      n_groups = (n + MLA_HEADS - 1) / MLA_HEADS;
+
+    for (uint32_t i = 1; i <= n_groups; i++) {
+        uint32_t H = n * i / n_groups - done;
+
+        run[H - 1](a, tok, pos, pages, head0 + done);
+        done += H;
+    }
 }

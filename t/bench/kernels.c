@@ -2,7 +2,8 @@
  * kernels.c - what the machine can do at most (probe.h), and what the kernels
  * of the CPU backend do, as a rate and as a share of it: products with one row
  * (bound by memory) and with 512 (bound by arithmetic), of weights that no
- * cache holds.  Best of many runs.  THREADS and BACKEND are the engine's.
+ * cache holds; attention of one token to 4096.  Best of many runs.  THREADS
+ * and BACKEND are the engine's.
  */
 #include <stdio.h>
 
@@ -13,6 +14,12 @@
 #define N_IN        1280
 #define N_MATRICES  8
 #define N_ROWS      512
+
+#define HEADS       10
+#define LATENT      512
+#define ROW         576
+#define KEYS        4096
+#define LAYERS      8           /* 36 MiB of keys */
 
 static struct probe probe;
 
@@ -145,6 +152,74 @@ bench_product(struct backend *b, enum dtype dtype, const char *name,
 }
 
 
+/* Seconds for one layer's attention of one token, at best. */
+static double
+mla_time(struct backend *b, const struct kv_store *kv, float *q, float *y)
+{
+    static uint32_t pages[KEYS / BACKEND_PAGE_TOK];
+    const uint32_t *table = pages;
+    uint32_t        id = 0, pos = KEYS - 1;
+    uint64_t        best = UINT64_MAX;
+    struct mla      a = {
+        .y = { y, HEADS * ROW }, .q = { q, HEADS * ROW }, .kv = kv,
+        .n_heads = HEADS, .n_latent = LATENT, .scale = 0.05f
+    };
+
+    for (uint32_t i = 0; i < BASE_COUNT(pages); i++) {
+        pages[i] = i;
+    }
+
+    b->ops->begin(b, &(struct batch) { 1, &id, &pos, &table, 0 });
+
+    for (int i = 0; i < 20; i++) {
+        uint64_t start = clock_us();
+
+        for (a.layer = 0; a.layer < LAYERS; a.layer++) {
+            b->ops->mla(b, &a);
+        }
+
+        uint64_t us = clock_us() - start;
+
+        best = us < best ? us : best;
+    }
+
+    return (double) best / 1e6 / LAYERS;
+}
+
+
+static void
+bench_mla(struct backend *b, double peak)
+{
+    struct kv_store kv = { NULL, DTYPE_BF16, KEYS / BACKEND_PAGE_TOK, LAYERS,
+                           ROW };
+    size_t          n_keys = (size_t) KEYS * LAYERS * ROW;
+    float          *q = b->ops->alloc(b, 2 * sizeof(float) * HEADS * ROW);
+
+    kv.data = b->ops->alloc(b, n_keys * sizeof(uint16_t));
+
+    if (q == NULL || kv.data == NULL) {
+        fprintf(stderr, "bench: no memory\n");
+        exit(1);
+    }
+
+    for (size_t i = 0; i < n_keys; i++) {
+        ((uint16_t *) kv.data)[i] = (uint16_t) (0x3f00 + i * 7 % 251);
+    }
+
+    for (size_t i = 0; i < HEADS * ROW; i++) {
+        q[i] = (float) (i % 251) / 251 - 0.5f;
+    }
+
+    double flops = 2.0 * KEYS * HEADS * (ROW + LATENT)
+                   / mla_time(b, &kv, q, q + HEADS * ROW);
+
+    line("kernel.mla.at_4k", flops / 1e9, "GFLOP/s");
+    line("kernel.mla.at_4k.share", flops / peak, "of_f32_peak");
+    b->ops->free(b, kv.data, n_keys * sizeof(uint16_t));
+    b->ops->free(b, q, 2 * sizeof(float) * HEADS * ROW);
+}
+
+
 int
 main(void)
 {
@@ -168,6 +243,7 @@ main(void)
     line("machine.f32", f32 / 1e9, "GFLOP/s");
     line("machine.bf16", bf16 / 1e9, "GFLOP/s");
     line("machine.int8", int8 / 1e9, "GOP/s");
+    bench_mla(b, f32);
     bench_product(b, DTYPE_F32, "f32", read, f32);
     bench_product(b, DTYPE_BF16, "bf16", read, bf16 > 0 ? bf16 : f32);
     bench_product(b, DTYPE_INT8, "int8", read, int8 > 0 ? int8 : f32);
