@@ -10,6 +10,7 @@
 #include <math.h>
 
 #define MLA_HEADS       5
+#define MLA_AHEAD       8       /* keys from those in work to those called */
 
 #if VEC_REGS == 32
 #define MLA_KEYS        4       /* keys that share one reading of the query */
@@ -37,6 +38,20 @@ kv_load(const uint8_t *row, uint32_t i, enum dtype t)
 }
 
 
+/* Keys to come; a processor does not see through one key's end what the next
+ * is wanted for. */
+INLINE void
+mla_ahead(const uint8_t *keys, size_t key_bytes, uint32_t i, enum dtype t,
+          int J)
+{
+#pragma GCC unroll 4
+    for (int k = 0; k < J; k++) {
+        _mm_prefetch((const char *) keys + (size_t) k * key_bytes
+                     + i * dtype_bytes(t), _MM_HINT_T0);
+    }
+}
+
+
 /* p(h, j) = q(h) . kv(j) for H heads and J keys: MLA_KEYS, or 1. */
 INLINE void
 mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
@@ -54,6 +69,10 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
 
     for (uint32_t i = 0; i < row; i += VEC_N) {
         vec kv[MLA_KEYS];
+
+        if (J != 1 && i % 32 == 0) {
+            mla_ahead(keys + (j + MLA_AHEAD) * key_bytes, key_bytes, i, t, J);
+        }
 
 #pragma GCC unroll 4
         for (int k = 0; k < J; k++) {
