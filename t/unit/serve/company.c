@@ -77,13 +77,15 @@ rng(uint32_t n)
 }
 
 
-/* Prompts of all lengths around a page's, many with a beginning in common. */
+/* Prompts of all lengths around a page's, many with a beginning in common; in
+ * some of these each page has the same tokens. */
 static void
 make_requests(void)
 {
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         struct asked *q = &asked[i];
         uint32_t      n_common = rng(3) ? rng(N_PROMPT) : 0;
+        uint32_t      period = rng(2) ? N_PROMPT : MODEL_PAGE_TOK;
 
         q->n_prompt = rng(3) ? 1 + rng(66) : 1 + rng(N_PROMPT);
         q->n_new = rng(3) ? N_NEW - rng(20) : 1 + rng(12);
@@ -91,7 +93,7 @@ make_requests(void)
         q->temperature = rng(3) ? 1 : 0;
 
         for (uint32_t k = 0; k < q->n_prompt; k++) {
-            q->prompt[k] = k < n_common ? k * 5 % 127 : rng(128);
+            q->prompt[k] = k < n_common ? k % period * 5 % 127 : rng(128);
         }
     }
 }
