@@ -336,7 +336,17 @@ ngx_http_moe_metrics_gauges(ngx_http_moe_text_t *text,
           offsetof(struct abi_page, kv_pages_used),
           offsetof(struct abi_page, kv_pages) },
         { "moe_engine_steps", "Forward passes since the engine's start.",
-          offsetof(struct abi_page, n_steps), 0 }
+          offsetof(struct abi_page, n_steps), 0 },
+        { "moe_prompt_tokens_waiting", "Prompt tokens that wait.",
+          offsetof(struct abi_page, n_queued_tok), 0 },
+        { "vllm:prefix_cache_queries_total",
+          "Prompt tokens looked up in the prefix cache.",
+          offsetof(struct abi_page, n_prefix_queries_tok), 0 },
+        { "vllm:prefix_cache_hits_total", "Of them tokens found there.",
+          offsetof(struct abi_page, n_prefix_hits_tok), 0 },
+        { "vllm:num_preemptions_total",
+          "Times that a request had to give its pages back.",
+          offsetof(struct abi_page, n_preemptions), 0 }
     };
 
     engine = mmcf->engines.elts;
@@ -354,8 +364,9 @@ ngx_http_moe_metrics_gauges(ngx_http_moe_text_t *text,
 
     for (i = 0; i < sizeof(gauges) / sizeof(gauges[0]); i++) {
 
-        ngx_http_moe_metrics_type(text, gauges[i].name, "gauge",
-                                  gauges[i].help);
+        ngx_http_moe_metrics_type(text, gauges[i].name,
+                                  ngx_strstr(gauges[i].name, "_total")
+                                  ? "counter" : "gauge", gauges[i].help);
 
         for (k = 0; k < mmcf->engines.nelts; k++) {
             n = ngx_http_moe_health_word(engine[k], gauges[i].offset);

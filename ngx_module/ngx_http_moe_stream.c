@@ -383,7 +383,15 @@ ngx_http_moe_stream_usage(ngx_http_moe_ctx_t *ctx)
     ngx_http_moe_text_lit(out, ",\"prompt_tokens_details\":"
                                "{\"cached_tokens\":");
     ngx_http_moe_text_uint(out, ctx->n_cached);
-    ngx_http_moe_text_lit(out, "},\"completion_tokens_details\":"
+
+    /* The same as DeepSeek's clients look for it. */
+
+    ngx_http_moe_text_lit(out, "},\"prompt_cache_hit_tokens\":");
+    ngx_http_moe_text_uint(out, ctx->n_cached);
+    ngx_http_moe_text_lit(out, ",\"prompt_cache_miss_tokens\":");
+    ngx_http_moe_text_uint(out, ctx->n_prompt
+                                - ngx_min(ctx->n_cached, ctx->n_prompt));
+    ngx_http_moe_text_lit(out, ",\"completion_tokens_details\":"
                                "{\"reasoning_tokens\":");
     ngx_http_moe_text_uint(out, ctx->n_reasoning);
     ngx_http_moe_text_lit(out, "}}");

@@ -272,6 +272,8 @@ sub shape {     # keys, and types of values, all the way down
 my $usage = { prompt_tokens => 'value', completion_tokens => 'value',
               total_tokens => 'value',
               prompt_tokens_details => { cached_tokens => 'value' },
+              prompt_cache_hit_tokens => 'value',
+              prompt_cache_miss_tokens => 'value',
               completion_tokens_details => { reasoning_tokens => 'value' } };
 $r = chat(messages => [{ role => 'user',
                          content => 'mock tokens=3 reasoning=2' }]);
