@@ -39,7 +39,7 @@
 #include <stdint.h>
 
 #define ABI_MAGIC           0x31454f4d78676eULL     /* "ngxMOE1" */
-#define ABI_MAJOR           2       /* differs: refused */
+#define ABI_MAJOR           3       /* differs: refused */
 #define ABI_MINOR           0       /* the smaller of both is spoken */
 
 /* Feature bits: both sides send theirs, the AND of them is used. */
@@ -191,7 +191,8 @@ enum abi_type {
     ABI_FINISH = 34,            /* struct abi_finish: one per choice */
     ABI_DONE = 35,              /* struct abi_usage: terminal */
     ABI_ERROR = 36,             /* struct abi_error + text: terminal */
-    ABI_CANCELLED = 37          /* struct abi_usage: terminal */
+    ABI_CANCELLED = 37,         /* struct abi_usage: terminal */
+    ABI_PROMPT = 38             /* logprobs of one token of the prompt */
 };
 
 struct abi_credit {
@@ -247,7 +248,8 @@ enum abi_kind {
 #define ABI_FLAG_ECHO           0x02    /* completions: the prompt as well */
 #define ABI_FLAG_IGNORE_EOS     0x04
 #define ABI_FLAG_RAW_REASONING  0x08    /* leave <think> text in content */
-#define ABI_FLAG_ALL            0x0f
+#define ABI_FLAG_PROMPT_LOGPROBS 0x10   /* of the prompt, and n_prompt_top */
+#define ABI_FLAG_ALL            0x1f
 
 struct abi_request {
     uint32_t    n_bytes;        /* of everything, this struct included */
@@ -273,7 +275,7 @@ struct abi_request {
     int32_t     priority;       /* lower goes first; 0 unless somebody cares */
     uint32_t    deadline_ms;    /* from arrival to the first token, else it
                                    ends in an error; 0: none */
-    uint32_t    zero;
+    uint32_t    n_prompt_top;   /* 0 .. ABI_TOP_LOGPROBS_MAX */
 };
 
 struct abi_resume {
@@ -322,10 +324,18 @@ struct abi_delta {
 
 struct abi_logprob {
     uint32_t    token;
-    float       logprob;
+    float       logprob;        /* NaN: the first of a prompt */
+    uint32_t    rank;           /* 1: none was likelier; 0: as above */
     uint16_t    n_text;         /* bytes of the token, not always whole UTF-8 */
     uint16_t    n_top;
 };
+
+/*
+ * PROMPT, one for each token of the prompt, in order, in front of all that a
+ * choice says but an echo; a request that goes on from another engine's answer
+ * has all of them again:
+ *   logprobs        as those of a DELTA, of one token
+ */
 
 enum abi_reason {
     ABI_STOP = 1,               /* end of turn, or a stop string */
@@ -378,7 +388,7 @@ static_assert(sizeof(struct abi_bias) == 8, "abi_bias");
 static_assert(sizeof(struct abi_resume) == 16, "abi_resume");
 static_assert(sizeof(struct abi_start) == 16, "abi_start");
 static_assert(sizeof(struct abi_delta) == 8, "abi_delta");
-static_assert(sizeof(struct abi_logprob) == 12, "abi_logprob");
+static_assert(sizeof(struct abi_logprob) == 16, "abi_logprob");
 static_assert(sizeof(struct abi_finish) == 8, "abi_finish");
 static_assert(sizeof(struct abi_usage) == 40, "abi_usage");
 static_assert(sizeof(struct abi_error) == 56, "abi_error");

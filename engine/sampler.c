@@ -590,6 +590,26 @@ likeliest(const struct sampler *s, const float *row, uint32_t n_top,
 }
 
 
+/* How many are likelier than x. */
+static uint32_t
+likelier(const struct sampler *s, const float *row, float x)
+{
+    ilanes   less = { 0 };
+    uint32_t i = 0, n = 0;
+
+    /* True is -1 in lanes. */
+    for (; i + N_LANES <= s->n_vocab; i += N_LANES) {
+        less += load(row + i) > x;
+    }
+
+    for (; i < s->n_vocab; i++) {
+        n += row[i] > x;
+    }
+
+    return n - (uint32_t) (less[0] + less[1] + less[2] + less[3]);
+}
+
+
 uint32_t
 sampler_logprobs(struct sampler *s, const float *row, uint32_t token,
                  uint32_t n_top, struct sampler_logprob *out)
@@ -609,8 +629,10 @@ sampler_logprobs(struct sampler *s, const float *row, uint32_t token,
 
     out[0].token = token;
     out[0].logprob = (float) ((double) row[token] - norm);
+    out[0].rank = 1 + likelier(s, row, row[token]);
 
     for (uint32_t i = 1; i <= n; i++) {
+        out[i].rank = i;
         out[i].logprob = (float) ((double) out[i].logprob - norm);
     }
 

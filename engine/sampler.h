@@ -54,6 +54,7 @@ struct sampler {
 struct sampler_logprob {
     uint32_t    token;
     float       logprob;
+    uint32_t    rank;           /* 1: none is likelier */
 };
 
 int sampler_init(struct sampler *s, uint32_t n_vocab);  /* -1: no memory */

@@ -48,7 +48,8 @@ const ngx_http_moe_api_t  ngx_http_moe_api_chat = {
     ngx_http_moe_chat_start,
     ngx_http_moe_chat_delta,
     ngx_http_moe_chat_finish,
-    ngx_http_moe_chat_done
+    ngx_http_moe_chat_done,
+    NULL
 };
 
 
@@ -706,6 +707,7 @@ ngx_http_moe_chat_done(ngx_http_moe_ctx_t *ctx)
 
     ngx_http_moe_text_lit(out, "],\"usage\":");
     ngx_http_moe_stream_usage(ctx);
+    ngx_http_moe_prompt_json(ctx);
     ngx_http_moe_text_lit(out, "}\n");
 }
 

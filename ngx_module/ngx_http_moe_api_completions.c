@@ -21,10 +21,14 @@ static void ngx_http_moe_completions_delta(ngx_http_moe_ctx_t *ctx,
 static void ngx_http_moe_completions_finish(ngx_http_moe_ctx_t *ctx,
     ngx_uint_t choice);
 static void ngx_http_moe_completions_done(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_completions_echo(ngx_http_moe_ctx_t *ctx,
+    const u_char *logprobs);
 static void ngx_http_moe_completions_logprobs(ngx_http_moe_choice_t *choice,
     const ngx_http_moe_delta_t *delta);
+static void ngx_http_moe_completions_logprob(ngx_http_moe_choice_t *choice,
+    const u_char **p, ngx_uint_t n_top);
 static void ngx_http_moe_completions_tops(ngx_http_moe_text_t *text,
-    const u_char **p, ngx_uint_t n);
+    const u_char **p, ngx_uint_t n, ngx_uint_t n_top);
 static void ngx_http_moe_completions_arrays(ngx_http_moe_text_t *out,
     ngx_http_moe_choice_t *choice);
 static ngx_uint_t ngx_http_moe_completions_chars(const ngx_str_t *s);
@@ -35,7 +39,8 @@ const ngx_http_moe_api_t  ngx_http_moe_api_completions = {
     ngx_http_moe_completions_start,
     ngx_http_moe_completions_delta,
     ngx_http_moe_completions_finish,
-    ngx_http_moe_completions_done
+    ngx_http_moe_completions_done,
+    ngx_http_moe_completions_echo
 };
 
 
@@ -215,13 +220,22 @@ ngx_http_moe_completions_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice)
     ngx_http_moe_text_lit(out, "{\"text\":\"\",\"index\":");
     ngx_http_moe_text_uint(out, choice);
 
-    if (ctx->choices[choice].reason == ABI_LENGTH) {
-        ngx_http_moe_text_lit(out, ",\"logprobs\":null,"
-                                   "\"finish_reason\":\"length\"");
+    ngx_http_moe_text_lit(out, ",\"logprobs\":");
+
+    /* Those of an echoed prompt, which no token has followed. */
+
+    if (ngx_http_moe_text_len(&ctx->choices[choice].logprobs)) {
+        ngx_http_moe_completions_arrays(out, &ctx->choices[choice]);
 
     } else {
-        ngx_http_moe_text_lit(out, ",\"logprobs\":null,"
-                                   "\"finish_reason\":\"stop\"");
+        ngx_http_moe_text_lit(out, "null");
+    }
+
+    if (ctx->choices[choice].reason == ABI_LENGTH) {
+        ngx_http_moe_text_lit(out, ",\"finish_reason\":\"length\"");
+
+    } else {
+        ngx_http_moe_text_lit(out, ",\"finish_reason\":\"stop\"");
     }
 
     ngx_http_moe_text_add(out, ctx->suffix.data, ctx->suffix.len);
@@ -280,6 +294,8 @@ ngx_http_moe_completions_done(ngx_http_moe_ctx_t *ctx)
             ngx_http_moe_text_lit(out, "null");
         }
 
+        ngx_http_moe_prompt_json(ctx);
+
         if (choice->reason == ABI_LENGTH) {
             ngx_http_moe_text_lit(out, ",\"finish_reason\":\"length\"}");
 
@@ -300,42 +316,74 @@ static void
 ngx_http_moe_completions_logprobs(ngx_http_moe_choice_t *choice,
     const ngx_http_moe_delta_t *delta)
 {
-    ngx_uint_t               i, n_top;
-    const u_char            *p;
-    ngx_http_moe_logprob_t   lp;
+    ngx_uint_t     i;
+    const u_char  *p;
 
     p = delta->logprobs;
 
     for (i = 0; i < delta->n_logprobs; i++) {
-
-        ngx_http_moe_slot_logprob(&p, &lp);
-
-        if (choice->logprobs.last != choice->logprobs.start) {
-            ngx_http_moe_text_lit(&choice->logprobs, ",");
-            ngx_http_moe_text_lit(&choice->values, ",");
-            ngx_http_moe_text_lit(&choice->tops, ",");
-            ngx_http_moe_text_lit(&choice->offsets, ",");
-        }
-
-        ngx_http_moe_text_lit(&choice->logprobs, "\"");
-        ngx_http_moe_text_json(&choice->logprobs, lp.token.data, lp.token.len);
-        ngx_http_moe_text_lit(&choice->logprobs, "\"");
-
-        /* The first token of an echoed prompt has none. */
-
-        if (lp.logprob != lp.logprob) {
-            ngx_http_moe_text_lit(&choice->values, "null");
-
-        } else {
-            ngx_http_moe_text_float(&choice->values, lp.logprob);
-        }
-
-        ngx_http_moe_text_uint(&choice->offsets, choice->n_chars);
-        choice->n_chars += ngx_http_moe_completions_chars(&lp.token);
-
-        n_top = lp.n_top;
-        ngx_http_moe_completions_tops(&choice->tops, &p, n_top);
+        ngx_http_moe_completions_logprob(choice, &p, ABI_TOP_LOGPROBS_MAX);
     }
+}
+
+
+/* The text came before, as the first DELTA of each choice. */
+
+static void
+ngx_http_moe_completions_echo(ngx_http_moe_ctx_t *ctx, const u_char *logprobs)
+{
+    ngx_uint_t           i;
+    const u_char        *p;
+    struct abi_request  *abi;
+
+    abi = &ctx->params.abi;
+
+    if (!(abi->flags & ABI_FLAG_ECHO) || !(abi->flags & ABI_FLAG_LOGPROBS)) {
+        return;
+    }
+
+    for (i = 0; i < abi->n_choices; i++) {
+        p = logprobs;
+        ngx_http_moe_completions_logprob(&ctx->choices[i], &p,
+                                         abi->n_top_logprobs);
+    }
+}
+
+
+/* One token, of whose alternatives n_top are told. */
+
+static void
+ngx_http_moe_completions_logprob(ngx_http_moe_choice_t *choice,
+    const u_char **p, ngx_uint_t n_top)
+{
+    ngx_http_moe_logprob_t  lp;
+
+    ngx_http_moe_slot_logprob(p, &lp);
+
+    if (choice->logprobs.last != choice->logprobs.start) {
+        ngx_http_moe_text_lit(&choice->logprobs, ",");
+        ngx_http_moe_text_lit(&choice->values, ",");
+        ngx_http_moe_text_lit(&choice->tops, ",");
+        ngx_http_moe_text_lit(&choice->offsets, ",");
+    }
+
+    ngx_http_moe_text_lit(&choice->logprobs, "\"");
+    ngx_http_moe_text_json(&choice->logprobs, lp.token.data, lp.token.len);
+    ngx_http_moe_text_lit(&choice->logprobs, "\"");
+
+    /* The first token of an echoed prompt has none. */
+
+    if (lp.logprob != lp.logprob) {
+        ngx_http_moe_text_lit(&choice->values, "null");
+
+    } else {
+        ngx_http_moe_text_float(&choice->values, lp.logprob);
+    }
+
+    ngx_http_moe_text_uint(&choice->offsets, choice->n_chars);
+    choice->n_chars += ngx_http_moe_completions_chars(&lp.token);
+
+    ngx_http_moe_completions_tops(&choice->tops, p, lp.n_top, n_top);
 }
 
 
@@ -343,17 +391,17 @@ ngx_http_moe_completions_logprobs(ngx_http_moe_choice_t *choice,
 
 static void
 ngx_http_moe_completions_tops(ngx_http_moe_text_t *text, const u_char **p,
-    ngx_uint_t n)
+    ngx_uint_t n, ngx_uint_t n_top)
 {
     ngx_uint_t               i;
     ngx_http_moe_logprob_t   lp;
 
-    if (n == 0) {
+    if (n == 0 || n_top == 0) {
         ngx_http_moe_text_lit(text, "null");
         return;
     }
 
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < n && i < n_top; i++) {
         ngx_http_moe_slot_logprob(p, &lp);
 
         if (i == 0) {

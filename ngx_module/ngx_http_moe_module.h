@@ -245,6 +245,7 @@ typedef struct {
     ngx_str_t                  model;           /* empty: any */
     ngx_str_t                  salt;
     uint32_t                   best_of;
+    uint32_t                   prompt_logprobs; /* and one; 0: not asked for */
     uint32_t                   stream;
     uint32_t                   include_usage;
 } ngx_http_moe_params_t;
@@ -263,7 +264,9 @@ typedef struct {
 } ngx_http_moe_delta_t;
 
 typedef struct {
-    float                      logprob;
+    uint32_t                   id;
+    uint32_t                   rank;
+    float                      logprob;         /* NaN: there is none */
     ngx_uint_t                 n_top;           /* that follow */
     ngx_str_t                  token;           /* maybe not whole UTF-8 */
 } ngx_http_moe_logprob_t;
@@ -373,6 +376,10 @@ struct ngx_http_moe_api_s {
     void                     (*finish)(ngx_http_moe_ctx_t *ctx,
                                  ngx_uint_t choice);
     void                     (*done)(ngx_http_moe_ctx_t *ctx);
+
+    /* The worth of one token of the prompt; may be NULL. */
+    void                     (*prompt)(ngx_http_moe_ctx_t *ctx,
+                                 const u_char *logprobs);
 };
 
 
@@ -467,6 +474,9 @@ struct ngx_http_moe_ctx_s {
     ngx_str_t                  prefix;          /* of each SSE event */
     ngx_str_t                  suffix;
     ngx_http_moe_choice_t     *choices;
+    ngx_http_moe_text_t        prompt;          /* its logprobs, as JSON */
+    ngx_uint_t                 n_prompt_told;   /* tokens of it, in PROMPTs */
+    ngx_uint_t                 n_prompt_again;  /* ... that are known */
 
     ngx_http_moe_text_t        out;
     ngx_chain_t               *free;
@@ -537,6 +547,10 @@ ngx_uint_t ngx_http_moe_json_depth(const u_char *p, size_t n);
 
 #define ngx_http_moe_text_len(text)  ((size_t) ((text)->last - (text)->start))
 
+/* prompt.c */
+void ngx_http_moe_prompt(ngx_http_moe_ctx_t *ctx, const u_char *logprobs);
+void ngx_http_moe_prompt_json(ngx_http_moe_ctx_t *ctx);
+
 /* error.c */
 ngx_int_t ngx_http_moe_error(ngx_http_moe_ctx_t *ctx, ngx_uint_t status,
     const char *code, const char *param, const char *fmt, ...);
@@ -581,6 +595,8 @@ ngx_int_t ngx_http_moe_unavailable(ngx_http_moe_ctx_t *ctx,
 ngx_int_t ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_start(ngx_http_moe_ctx_t *ctx,
     const struct abi_start *start);
+void ngx_http_moe_stream_prompt(ngx_http_moe_ctx_t *ctx,
+    const u_char *logprobs);
 void ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
     const ngx_http_moe_delta_t *delta);
 void ngx_http_moe_stream_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice,

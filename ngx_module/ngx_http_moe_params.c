@@ -72,10 +72,13 @@ static ngx_int_t ngx_http_moe_param_logit_bias(ngx_http_moe_ctx_t *ctx,
     json_t *v, const ngx_http_moe_param_t *param);
 static ngx_int_t ngx_http_moe_param_logprobs(ngx_http_moe_ctx_t *ctx,
     json_t *v, const ngx_http_moe_param_t *param);
+static ngx_int_t ngx_http_moe_param_prompt_logprobs(ngx_http_moe_ctx_t *ctx,
+    json_t *v, const ngx_http_moe_param_t *param);
 static ngx_int_t ngx_http_moe_param_response_format(ngx_http_moe_ctx_t *ctx,
     json_t *v, const ngx_http_moe_param_t *param);
 static ngx_int_t ngx_http_moe_param_refused(ngx_http_moe_ctx_t *ctx,
     json_t *v, const ngx_http_moe_param_t *param);
+static void ngx_http_moe_params_prompt(ngx_http_moe_params_t *params);
 static ngx_int_t ngx_http_moe_params_agree(ngx_http_moe_ctx_t *ctx,
     json_t *body, ngx_uint_t api);
 
@@ -153,6 +156,10 @@ static const ngx_http_moe_param_t  ngx_http_moe_params[] = {
 
     { "echo", NGX_HTTP_MOE_COMPLETIONS, NGX_HTTP_MOE_FLAG, 0, 1, 0, 0,
       ABI_FLAG_ECHO, NULL },
+
+    { "prompt_logprobs", NGX_HTTP_MOE_BOTH, NGX_HTTP_MOE_OTHER, 0,
+      ABI_TOP_LOGPROBS_MAX, 0, ngx_http_moe_at(prompt_logprobs), 0,
+      ngx_http_moe_param_prompt_logprobs },
 
     { "ignore_eos", NGX_HTTP_MOE_BOTH, NGX_HTTP_MOE_FLAG, 0, 1, 0, 0,
       ABI_FLAG_IGNORE_EOS, NULL },
@@ -595,6 +602,28 @@ ngx_http_moe_param_logprobs(ngx_http_moe_ctx_t *ctx, json_t *v,
 }
 
 
+/* vLLM's: how many beside each token of the prompt; kept with one added. */
+
+static ngx_int_t
+ngx_http_moe_param_prompt_logprobs(ngx_http_moe_ctx_t *ctx, json_t *v,
+    const ngx_http_moe_param_t *param)
+{
+    ngx_int_t             rc;
+    ngx_http_moe_param_t  number;
+
+    number = *param;
+    number.type = NGX_HTTP_MOE_UINT;
+
+    rc = ngx_http_moe_param_integer(ctx, v, &number);
+
+    if (rc == NGX_OK) {
+        ctx->params.prompt_logprobs++;
+    }
+
+    return rc;
+}
+
+
 static ngx_int_t
 ngx_http_moe_param_response_format(ngx_http_moe_ctx_t *ctx, json_t *v,
     const ngx_http_moe_param_t *param)
@@ -636,6 +665,27 @@ ngx_http_moe_param_refused(ngx_http_moe_ctx_t *ctx, json_t *v,
 }
 
 
+/* Both an echo with logprobs and prompt_logprobs want those of the prompt. */
+
+static void
+ngx_http_moe_params_prompt(ngx_http_moe_params_t *params)
+{
+    struct abi_request  *abi;
+
+    abi = &params->abi;
+
+    if (params->prompt_logprobs) {
+        abi->flags |= ABI_FLAG_PROMPT_LOGPROBS;
+        abi->n_prompt_top = params->prompt_logprobs - 1;
+    }
+
+    if ((abi->flags & ABI_FLAG_ECHO) && (abi->flags & ABI_FLAG_LOGPROBS)) {
+        abi->flags |= ABI_FLAG_PROMPT_LOGPROBS;
+        abi->n_prompt_top = ngx_max(abi->n_prompt_top, abi->n_top_logprobs);
+    }
+}
+
+
 /* What one parameter demands of another. */
 
 static ngx_int_t
@@ -654,6 +704,15 @@ ngx_http_moe_params_agree(ngx_http_moe_ctx_t *ctx, json_t *body,
                                   "parameter is only allowed when 'logprobs' "
                                   "is enabled.");
     }
+
+    if (params->prompt_logprobs && params->stream) {
+        return ngx_http_moe_error(ctx, NGX_HTTP_BAD_REQUEST, "invalid_value",
+                                  "prompt_logprobs", "The 'prompt_logprobs' "
+                                  "parameter is not allowed when 'stream' is "
+                                  "enabled.");
+    }
+
+    ngx_http_moe_params_prompt(params);
 
     if (params->best_of && params->best_of != abi->n_choices) {
         return ngx_http_moe_error(ctx, NGX_HTTP_BAD_REQUEST,

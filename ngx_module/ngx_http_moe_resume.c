@@ -88,6 +88,8 @@ ngx_http_moe_resume_payload(ngx_http_moe_ctx_t *ctx)
     n = ctx->n_base;
     some = 0;
 
+    ctx->n_prompt_again = ctx->n_prompt_told;
+
     for (i = 0; i < ctx->params.abi.n_choices; i++) {
         choice = &ctx->choices[i];
         n += sizeof(struct abi_resume) + ngx_http_moe_text_len(&choice->ids);

@@ -587,6 +587,19 @@ ngx_http_moe_slot_event(ngx_http_moe_channel_t *ch, const struct abi_frame *f,
         reason = ngx_http_moe_slot_delta(ctx, data, f->n_bytes);
         break;
 
+    case ABI_PROMPT:
+        if (!(ctx->params.abi.flags & ABI_FLAG_PROMPT_LOGPROBS)) {
+            return "PROMPT that was not asked for";
+        }
+
+        reason = ngx_http_moe_slot_logprobs(data, data + f->n_bytes, 1);
+
+        if (reason == NULL) {
+            ngx_http_moe_stream_prompt(ctx, data);
+        }
+
+        break;
+
     case ABI_FINISH:
         if (f->n_bytes != sizeof(struct abi_finish)) {
             return "FINISH of a wrong length";
@@ -886,6 +899,8 @@ ngx_http_moe_slot_logprob(const u_char **p, ngx_http_moe_logprob_t *lp)
 
     ngx_memcpy(&abi, *p, sizeof(struct abi_logprob));
 
+    lp->id = abi.token;
+    lp->rank = abi.rank;
     lp->logprob = abi.logprob;
     lp->n_top = abi.n_top;
     lp->token.data = (u_char *) *p + sizeof(struct abi_logprob);

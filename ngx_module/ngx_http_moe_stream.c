@@ -13,6 +13,8 @@
 
 
 static void ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx);
+static ngx_uint_t ngx_http_moe_stream_large(ngx_http_moe_ctx_t *ctx,
+    ngx_http_moe_choice_t *choice);
 static void ngx_http_moe_stream_budget(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_stream_header(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_stream_user_timeout(ngx_connection_t *c,
@@ -41,6 +43,8 @@ ngx_http_moe_stream_init(ngx_http_moe_ctx_t *ctx)
     r = ctx->request;
     c = r->connection;
     pool = r->pool;
+
+    ctx->prompt.pool = pool;
 
     ctx->choices = ngx_pcalloc(pool, ctx->params.abi.n_choices
                                      * sizeof(ngx_http_moe_choice_t));
@@ -241,22 +245,53 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
 
     ctx->api->delta(ctx, delta);
 
-    if (ngx_http_moe_text_len(&choice->content)
-        + ngx_http_moe_text_len(&choice->reasoning)
-        + ngx_http_moe_text_len(&choice->logprobs)
-        + ngx_http_moe_text_len(&choice->tops) > NGX_HTTP_MOE_ANSWER_MAX)
-    {
-        (void) ngx_http_moe_error(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR,
-                                  "answer_too_large", NULL,
-                                  "The answer is too large.");
-        ngx_http_moe_stream_error(ctx);
-        ngx_http_moe_slot_leave(ctx);
+    if (ngx_http_moe_stream_large(ctx, choice)) {
         return;
     }
 
     if (ngx_http_moe_limit_tokens(ctx, delta->n_tok) != NGX_OK) {
         ngx_http_moe_stream_budget(ctx);
     }
+}
+
+
+/* More than a client can mean to get: the answer ends in an error. */
+
+static ngx_uint_t
+ngx_http_moe_stream_large(ngx_http_moe_ctx_t *ctx,
+    ngx_http_moe_choice_t *choice)
+{
+    if (ngx_http_moe_text_len(&choice->content)
+        + ngx_http_moe_text_len(&choice->reasoning)
+        + ngx_http_moe_text_len(&choice->logprobs)
+        + ngx_http_moe_text_len(&choice->tops)
+        + ngx_http_moe_text_len(&ctx->prompt) <= NGX_HTTP_MOE_ANSWER_MAX)
+    {
+        return 0;
+    }
+
+    (void) ngx_http_moe_error(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR,
+                              "answer_too_large", NULL,
+                              "The answer is too large.");
+    ngx_http_moe_stream_error(ctx);
+    ngx_http_moe_slot_leave(ctx);
+
+    return 1;
+}
+
+
+/* PROMPT: the worth of one token of the prompt. */
+
+void
+ngx_http_moe_stream_prompt(ngx_http_moe_ctx_t *ctx, const u_char *logprobs)
+{
+    if (ctx->end != NGX_HTTP_MOE_NO_END) {
+        return;
+    }
+
+    ngx_http_moe_prompt(ctx, logprobs);
+
+    (void) ngx_http_moe_stream_large(ctx, &ctx->choices[0]);
 }
 
 
@@ -493,7 +528,7 @@ ngx_http_moe_stream_failed(ngx_http_moe_ctx_t *ctx)
     ngx_uint_t              i, failed;
     ngx_http_moe_choice_t  *choice;
 
-    failed = ctx->out.failed;
+    failed = ctx->out.failed | ctx->prompt.failed;
 
     for (i = 0; i < ctx->params.abi.n_choices; i++) {
         choice = &ctx->choices[i];

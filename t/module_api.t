@@ -69,7 +69,8 @@ like said(chat(logit_bias => { 50256 => -100, 7 => 1.5 })),
 like said(chat(logprobs => $true, top_logprobs => 3)),
      qr/flags=0x1 .*n_top_logprobs=3/, 'logprobs of chat';
 like said(text(logprobs => 2, echo => $true)),
-     qr/flags=0x3 .*n_top_logprobs=2/, 'logprobs and echo of completions';
+     qr/flags=0x13 .*n_top_logprobs=2/, 'logprobs and echo of completions';
+like said(text(prompt_logprobs => 2)), qr/flags=0x10 /, 'prompt_logprobs';
 like said(chat(ignore_eos => $true)), qr/flags=0x4 /, 'ignore_eos';
 like said(chat(user => 'me', store => $false, metadata => {}, frobnicate => 1)),
      qr/given=0x20 flags=0 /, 'unknown parameters are ignored';

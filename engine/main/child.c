@@ -80,7 +80,7 @@ load_model(const struct main_options *o, struct err *e)
         .pack_dir = o->pack_cache,
         .n_threads = (int) o->threads,
         .max_batch_tok = (int) o->max_batch_tok,
-        .max_batch_rows = (int) o->max_seqs,
+        .max_batch_rows = (int) o->max_seqs + SERVE_SCORE_ROWS,
         .random_seed = o->random_seed,
         .kv_bytes = (uint64_t) o->kv_bytes,
         .max_seqs = (int) o->max_seqs,

@@ -379,6 +379,8 @@ set_parameters(const struct serve *s, struct job *j, struct sampler_params *p)
     }
 
     j->n_top = r->flags & ABI_FLAG_LOGPROBS ? r->n_top_logprobs + 1 : 0;
+    j->n_prompt_top = r->flags & ABI_FLAG_PROMPT_LOGPROBS
+                      ? r->n_prompt_top + 1 : 0;
     j->ignore_eos = (r->flags & ABI_FLAG_IGNORE_EOS) != 0;
 }
 
@@ -540,7 +542,9 @@ reserve(const struct serve *s, struct job *j)
 
     j->choices = arena_alloc(&j->arena, n * sizeof(*j->choices));
 
-    if (j->choices == NULL || buf_reserve(&j->outbox, n * p.n_out) != 0) {
+    if (j->choices == NULL
+        || buf_reserve(&j->outbox, n * p.n_out + serve_score_bytes(j)) != 0)
+    {
         return -1;
     }
 

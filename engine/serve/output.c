@@ -76,13 +76,13 @@ add_padded(char **p, const void *bytes, size_t n)
 
 
 static void
-add_logprob(char **p, const struct tokenizer *t,
-            const struct sampler_logprob *l, uint32_t n_top)
+add_logprob(char **p, struct slice piece, const struct sampler_logprob *l,
+            uint32_t n_top)
 {
-    struct slice       piece = tokenizer_piece(t, l->token);
     size_t             n = piece.p == NULL ? 0 : piece.n;
     struct abi_logprob entry = {
-        .token = l->token, .logprob = l->logprob, .n_top = (uint16_t) n_top
+        .token = l->token, .logprob = l->logprob, .rank = l->rank,
+        .n_top = (uint16_t) n_top
     };
 
     n = n < PIECE_MAX ? n : PIECE_MAX;
@@ -137,7 +137,9 @@ delta(struct serve_output *o, enum parse_channel channel, const char *text,
     add_padded(&p, text + skip, n);
 
     for (uint32_t i = 0; i < n_logprobs; i++) {
-        add_logprob(&p, o->tokenizer, &o->logprobs[i],
+        const struct sampler_logprob *l = &o->logprobs[i];
+
+        add_logprob(&p, tokenizer_piece(o->tokenizer, l->token), l,
                     i == 0 ? n_logprobs - 1 : 0);
     }
 
@@ -234,6 +236,37 @@ show(struct serve_output *o, struct slice text)
     }
 
     return flush(o, o->n_ids);
+}
+
+
+size_t
+serve_output_prompt_bytes(uint32_t n_logprobs)
+{
+    return sizeof(struct abi_frame)
+           + n_logprobs * (sizeof(struct abi_logprob) + PIECE_MAX);
+}
+
+
+int
+serve_output_prompt(const struct serve_output *o,
+                    const struct sampler_logprob *logprobs, uint32_t n,
+                    int hidden)
+{
+    char  payload[ABI_EVENT_MAX];
+    char *p = payload;
+
+    for (uint32_t i = 0; i < n; i++) {
+        struct slice piece = { NULL, 0 };
+
+        if (!hidden) {
+            piece = tokenizer_piece(o->tokenizer, logprobs[i].token);
+        }
+
+        add_logprob(&p, piece, &logprobs[i], i == 0 ? n - 1 : 0);
+    }
+
+    return serve_output_frame(o->outbox, o->frame, ABI_PROMPT, payload,
+                              (size_t) (p - payload), NULL, 0);
 }
 
 

@@ -63,6 +63,13 @@ int serve_output_end(struct serve_output *o, int stopped);
 /* Shows text that is not the model's own: an echoed prompt. */
 int serve_output_echo(struct serve_output *o, const char *p, size_t n);
 
+/* Tells what a token of the prompt was worth, and not its text if it is hidden;
+ * the bytes of that, at most. */
+int serve_output_prompt(const struct serve_output *o,
+                        const struct sampler_logprob *logprobs, uint32_t n,
+                        int hidden);
+size_t serve_output_prompt_bytes(uint32_t n_logprobs);
+
 /* Appends any frame; slot and gen are in f. */
 int serve_output_frame(struct buf *outbox, struct abi_frame f, uint8_t type,
                        const void *a, size_t n_a, const void *b, size_t n_b);

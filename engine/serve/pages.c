@@ -33,7 +33,7 @@ serve_pages_ask(const struct serve *s, struct job *j)
 {
     struct sched_job *q = &j->sched;
     uint32_t          k = sched_job_leader(q);
-    uint32_t          max = s->o->prefix_cache
+    uint32_t          max = s->o->prefix_cache && !serve_score_wanted(j)
                             ? sched_job_hits_max(q, &s->limits) : 0;
 
     q->asked = 1;

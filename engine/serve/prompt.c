@@ -182,6 +182,30 @@ done:
 
 
 static int
+begins(struct slice s, struct slice with)
+{
+    return s.n >= with.n && memcmp(s.p, with.p, with.n) == 0;
+}
+
+
+/* Did the tokenizer put its BOS in front? */
+static int
+bos_was_added(const struct serve_model *m, const struct serve_prompt *p)
+{
+    struct slice bos = tokenizer_bos(m->tokenizer);
+    struct slice text = { p->text.p, p->text.n };
+
+    if (p->ids.n == 0 || bos.p == NULL || bos.n == 0 || begins(text, bos)) {
+        return 0;
+    }
+
+    struct slice piece = tokenizer_piece(m->tokenizer, p->ids.ids[0]);
+
+    return piece.n == bos.n && begins(piece, bos);
+}
+
+
+static int
 encode(const struct serve_model *m, const struct serve_request *r,
        struct serve_prompt *p, struct serve_refusal *why)
 {
@@ -195,6 +219,8 @@ encode(const struct serve_model *m, const struct serve_request *r,
         return invalid(why, r->abi.kind == ABI_CHAT ? "messages" : "prompt",
                        e.text);
     }
+
+    p->hidden = bos_was_added(m, p);
 
     return 0;
 }

@@ -29,6 +29,7 @@ struct serve_model {
 struct serve_prompt {
     struct buf      text;       /* as rendered; empty for ids */
     struct tokens   ids;
+    int             hidden;     /* the first of them is not in the text */
 };
 
 /* Fills the prompt, zero-initialised before; to be freed in any case.  0; -1:

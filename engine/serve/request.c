@@ -49,6 +49,8 @@ static const struct range ranges[] = {
     { "frequency_penalty", 0, OFF(frequency), -2, 2, RANGE_FLOAT },
     { "top_logprobs", 0, OFF(n_top_logprobs), 0, ABI_TOP_LOGPROBS_MAX,
       RANGE_UINT },
+    { "prompt_logprobs", 0, OFF(n_prompt_top), 0, ABI_TOP_LOGPROBS_MAX,
+      RANGE_UINT },
     { "logit_bias", 0, OFF(n_biases), 0, ABI_BIASES_MAX, RANGE_UINT },
     { "stop", 0, OFF(n_stops), 0, ABI_STOPS_MAX, RANGE_UINT },
     { "cache_salt", 0, OFF(n_salt), 0, ABI_SALT_MAX, RANGE_UINT },
@@ -331,8 +333,7 @@ serve_request_parse(const char *p, size_t n, uint32_t n_vocab,
 
     if (r->abi.n_bytes != n
         || (r->abi.given & ~(uint32_t) ABI_GIVEN_ALL) != 0
-        || (r->abi.flags & ~(uint32_t) ABI_FLAG_ALL) != 0
-        || r->abi.zero != 0)
+        || (r->abi.flags & ~(uint32_t) ABI_FLAG_ALL) != 0)
     {
         return broken(why, "head");
     }

@@ -88,6 +88,8 @@ struct job {
     uint64_t            first_us;       /* of the first token */
     uint32_t            n_new;          /* tokens that it may say */
     uint32_t            n_top;          /* logprobs of a token; 0: none */
+    uint32_t            n_prompt_top;   /* and of one of the prompt */
+    uint32_t            n_told;         /* tokens of the prompt, of these */
     uint32_t            n_output;       /* of all choices */
     uint8_t             ignore_eos;
 };
@@ -232,6 +234,21 @@ void serve_pages_filled(struct serve *s, struct job *j, uint32_t k,
                         uint32_t n_before);
 /* A choice is about to end. */
 void serve_pages_drop(struct serve *s, struct job *j, uint32_t k);
+
+/* serve/score.c */
+
+/* Rows of logits of one step for that, beside one a sequence. */
+#define SERVE_SCORE_ROWS    64
+
+/* Are there tokens of its prompt whose worth is still to be told?  Then every
+ * row of the prompt is wanted, and none may come out of a cache. */
+int serve_score_wanted(const struct job *j);
+/* Bytes that a step can add to the outbox. */
+size_t serve_score_bytes(const struct job *j);
+/* Tells what the rows of a segment say of it.  0; -1: no memory, or a row that
+ * is not finite. */
+int serve_score_tell(struct serve *s, struct job *j, uint32_t i_choice,
+                     const struct model_segment *g, const float *logits);
 
 /* serve/step.c */
 

@@ -139,7 +139,8 @@ plan(struct serve *s)
 static int
 gather(struct serve *s, uint32_t *n_tok)
 {
-    int n = 0;
+    uint32_t n_score = SERVE_SCORE_ROWS;
+    int      n = 0;
 
     *n_tok = 0;
 
@@ -149,7 +150,15 @@ gather(struct serve *s, uint32_t *n_tok)
         for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
             const struct sched_seq *q = &j->sched.seqs[k];
 
-            if (q->n_run == 0) {
+            uint32_t                n_run = q->n_run;
+            uint32_t                n_rows = q->n_done + n_run == q->n_tok;
+
+            if (serve_score_wanted(j)) {
+                n_run = n_rows = n_run < n_score ? n_run : n_score;
+                n_score -= n_run;
+            }
+
+            if (n_run == 0) {
                 continue;
             }
 
@@ -157,11 +166,11 @@ gather(struct serve *s, uint32_t *n_tok)
             s->segments[n++] = (struct model_segment) {
                 .tokens = j->choices[k].tokens + q->n_done,
                 .pages = j->choices[k].pages,
-                .n_tok = (int) q->n_run,
+                .n_tok = (int) n_run,
                 .pos = (int) q->n_done,
-                .n_rows = q->n_done + q->n_run == q->n_tok
+                .n_rows = (int) n_rows
             };
-            *n_tok += q->n_run;
+            *n_tok += n_run;
         }
     }
 
@@ -302,6 +311,30 @@ say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
 }
 
 
+/* The rows of one segment.  0; -1: its job is gone. */
+static int
+answer_one(struct serve *s, int i, const float *rows)
+{
+    const struct model_segment *g = &s->segments[i];
+    struct job                 *j = s->runs[i].job;
+    uint32_t                    k = s->runs[i].i_choice;
+    const struct sched_seq     *q = &j->sched.seqs[k];
+
+    if (g->n_rows == 0) {
+        return 0;
+    }
+
+    if (serve_score_wanted(j) && serve_score_tell(s, j, k, g, rows) != 0) {
+        return fail(s, j, "the prompt's log-probabilities: no memory, or the "
+                    "model's output is not finite");
+    }
+
+    return q->n_done < q->n_tok ? 0
+           : say_all(s, j, k, rows + (size_t) (g->n_rows - 1)
+                                     * s->model->n_vocab);
+}
+
+
 /* What the forward call has computed, to events. */
 static void
 answer(struct serve *s, int n_segs, const float *logits)
@@ -324,8 +357,8 @@ answer(struct serve *s, int n_segs, const float *logits)
         int         last = i + 1 == n_segs || s->runs[i + 1].job != j;
         int         gone = 0;
 
-        if (j != NULL && s->segments[i].n_rows > 0) {
-            gone = say_all(s, j, s->runs[i].i_choice, logits) != 0;
+        if (j != NULL) {
+            gone = answer_one(s, i, logits) != 0;
         }
 
         logits += (size_t) s->segments[i].n_rows * s->model->n_vocab;

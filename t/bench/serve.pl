@@ -2,7 +2,8 @@
 # The whole way, client to model and back, through NGINX and the engine: the
 # demo model, and OpenSeek-Small's shape with random weights.
 #
-#   streams_N     tokens a second of N streams together, 16 tokens in, 64 out
+#   streams_N     tokens a second of N streams together, 16 tokens in, TOKENS
+#                 (64) out
 #   ttft_2k...    first token behind 2,048 tokens that are new, or were read
 #   gap_4k...     longest wait of a running stream while 4,000 tokens arrive,
 #                 and what it may be: two decode steps and one chunk of a prompt
@@ -10,8 +11,8 @@
 #                 beside what does where nobody is refused, and how long a
 #                 refusal takes
 #
-# SHAPE=NAME runs one model alone, LONG=1 floods for two minutes, not for ten
-# seconds.  PEER=PORT measures streams_N of another server instead, with its own
+# SHAPE=NAME runs one model alone, ONLY=streams, prefix, gap or flood a part of
+# that; LONG=1 floods for two minutes, not for ten seconds.  PEER=PORT measures streams_N of another server instead, with its own
 # /v1/completions.
 use strict;
 use warnings;
@@ -23,7 +24,7 @@ use Moe;
 
 my $chunk_ms = 100;             # STEP_US_DECODING of engine/serve/step.c
 my $flood_s = $ENV{LONG} ? 120 : 10;
-my $tokens = 64;
+my $tokens = $ENV{TOKENS} || 64;
 
 my $like = '"stream":true,"stream_options":{"include_usage":true},'
          . '"temperature":0,"ignore_eos":true';
@@ -47,10 +48,11 @@ for my $shape (sort keys %shapes) {
     $moe->nginx(engine => 'streams 4096;');
     $moe->wait_ready;
 
-    streams($shape, $moe->port, 1, 4, 16, 64);
-    prefix($shape, $moe);
-    gap($shape, $moe);
-    flood($shape, $moe);
+    for my $part ([streams => sub { streams($_[0], $moe->port, 1, 4, 16, 64) }],
+                  [prefix => \&prefix], [gap => \&gap], [flood => \&flood]) {
+        my ($name, $sub) = @$part;
+        $sub->($shape, $moe) if ($ENV{ONLY} // $name) eq $name;
+    }
     $moe->done;
 }
 

@@ -411,7 +411,7 @@ static const struct field {
     FIELD(kind, uint32_t, 4), FIELD(kind, uint32_t, UINT32_MAX),
     FIELD(n_choices, uint32_t, 0), FIELD(n_choices, uint32_t, 9),
     FIELD(n_choices, uint32_t, UINT32_MAX), FIELD(given, uint32_t, 0x80),
-    FIELD(given, uint32_t, UINT32_MAX), FIELD(flags, uint32_t, 0x10),
+    FIELD(given, uint32_t, UINT32_MAX), FIELD(flags, uint32_t, 0x20),
     FIELD(flags, uint32_t, UINT32_MAX), FIELD(max_tokens, uint32_t, 0),
     FIELD(temperature, float, -1), FIELD(temperature, float, 2.5f),
     FIELD(temperature, float, NAN), FIELD(temperature, float, INFINITY),
@@ -433,7 +433,7 @@ static const struct field {
     FIELD(n_resumes, uint32_t, 1), FIELD(n_resumes, uint32_t, 2),
     FIELD(n_resumes, uint32_t, UINT32_MAX), FIELD(n_salt, uint32_t, 1),
     FIELD(n_salt, uint32_t, ABI_SALT_MAX + 1),
-    FIELD(n_salt, uint32_t, UINT32_MAX), FIELD(zero, uint32_t, 1)
+    FIELD(n_salt, uint32_t, UINT32_MAX), FIELD(n_prompt_top, uint32_t, 21)
 };
 
 static const struct body {

@@ -114,7 +114,7 @@ request_check(const struct job *j)
                   + (uint64_t) r->n_biases * sizeof(struct abi_bias);
 
     if (r->n_bytes != j->n_request || r->n_stops > ABI_STOPS_MAX
-        || r->n_salt > ABI_SALT_MAX || r->zero != 0
+        || r->n_salt > ABI_SALT_MAX || r->n_prompt_top > ABI_TOP_LOGPROBS_MAX
         || r->n_choices < 1 || r->n_choices > ABI_CHOICES_MAX)
     {
         return -1;

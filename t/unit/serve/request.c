@@ -142,7 +142,7 @@ every_range(void **state)
         { "n", OFF(n_choices), 0, 4294967295.0, 0 },
         { "", OFF(given), 0, 0x80, 0 },
         { "", OFF(given), 0, 0, 1 },
-        { "", OFF(flags), 0, 0x10, 0 },
+        { "", OFF(flags), 0, 0x20, 0 },
         { "max_tokens", OFF(max_tokens), 0, 0, 0 },
         { "max_tokens", OFF(max_tokens), 0, 1, 1 },
         { "max_tokens", OFF(max_tokens), 0, 4294967295.0, 1 },
@@ -188,7 +188,8 @@ every_range(void **state)
         { "n", OFF(priority), 0, 2147483648.0, 1 }, /* the least */
         { "n", OFF(priority), 0, 2147483647.0, 1 },
         { "n", OFF(deadline_ms), 0, 4294967295.0, 1 },
-        { "", OFF(zero), 0, 1, 0 },
+        { "prompt_logprobs", OFF(n_prompt_top), 0, 20, 1 },
+        { "prompt_logprobs", OFF(n_prompt_top), 0, 21, 0 },
         { "", OFF(n_resumes), 0, 1, 0 },
         { "", OFF(n_resumes), 0, 2, 0 },
     };

@@ -45,7 +45,7 @@ static struct model_info fake_info = {
     .temperature = -1, .top_p = -1, .min_p = -1, .repetition = -1, .top_k = -1
 };
 static uint32_t store[N_PAGES][MODEL_PAGE_TOK];
-static float    rows[N_SEQS][N_VOCAB];
+static float    rows[N_SEQS + SERVE_SCORE_ROWS][N_VOCAB];
 
 const struct model_info *
 model_info(const struct model *m)
@@ -95,11 +95,11 @@ model_forward(struct model *m, const struct model_segment *segs, int n_segs,
         for (int at = 0; at < g->pos + g->n_tok; at++) {
             last = store[g->pages[at / MODEL_PAGE_TOK]][at % MODEL_PAGE_TOK];
             hash = hash_of(hash, last);
-        }
 
-        if (g->n_rows > 0) {
-            memset(rows[n_rows], 0, sizeof(rows[0]));
-            rows[n_rows++][next_of(hash)] = last == TOK_NAN ? NAN : 50;
+            if (at >= g->pos + g->n_tok - g->n_rows) {
+                memset(rows[n_rows], 0, sizeof(rows[0]));
+                rows[n_rows++][next_of(hash)] = last == TOK_NAN ? NAN : 50;
+            }
         }
     }
 
@@ -287,6 +287,9 @@ struct seen {
     uint64_t    gen;
     uint8_t     end;            /* type of the terminal event; 0: open */
     uint8_t     resumed;
+    uint8_t     scored;         /* PROMPTs are wanted ... */
+    uint32_t    n_told;         /* ... and so many came */
+    uint32_t    hash;           /* of the tokens that they were of */
     uint32_t    code;           /* of an ERROR */
     uint32_t    n_cached;
     uint32_t    n_starts;
@@ -309,6 +312,7 @@ ask(struct world *w, uint16_t slot, uint64_t gen)
     struct abi_request r = {
         .kind = ABI_COMPLETION_IDS, .n_choices = v->n_choices,
         .given = ABI_GIVEN_MAX_TOKENS | ABI_GIVEN_TEMPERATURE,
+        .flags = v->scored ? ABI_FLAG_PROMPT_LOGPROBS : 0, .n_prompt_top = 2,
         .max_tokens = v->n_new, .n_body = v->n_prompt * 4,
         .n_resumes = n_resumes, .n_salt = v->salt != 0,
         .priority = v->priority, .deadline_ms = v->deadline_ms
@@ -359,6 +363,32 @@ prepare_all(struct world *w)
 }
 
 
+/* The next token of the prompt, and whether it was the likeliest. */
+static void
+see_prompt(struct seen *v, const struct abi_frame *f, const char *p)
+{
+    struct abi_logprob l;
+
+    memcpy(&l, p, sizeof(l));
+    assert_true(v->scored && v->n_told < v->n_prompt);
+    assert_int_equal(v->n_out[0], v->resumed ? v->n_out[0] : 0);
+    assert_int_equal(l.token, v->prompt[v->n_told]);
+    assert_int_equal(l.n_top, v->n_told == 0 ? 0 : 2);
+    assert_int_equal(f->n_bytes, (1u + l.n_top) * (sizeof(l) + 4));
+
+    if (v->n_told == 0) {
+        assert_true(isnan(l.logprob));
+        v->hash = 1;
+    } else {
+        assert_int_equal(l.rank, l.token == next_of(v->hash) ? 1 : 2);
+        assert_true((l.logprob > -1) == (l.rank == 1));
+    }
+
+    v->hash = hash_of(v->hash, l.token);
+    v->n_told++;
+}
+
+
 static void
 see(struct world *w, const struct abi_frame *f, const char *p)
 {
@@ -379,6 +409,9 @@ see(struct world *w, const struct abi_frame *f, const char *p)
                d.n_tok * sizeof(uint32_t));
         v->n_out[d.choice] += d.n_tok;
         v->n_text[d.choice] += d.n_text;
+        break;
+    case ABI_PROMPT:
+        see_prompt(v, f, p);
         break;
     case ABI_FINISH:
         memcpy(&finish, p, sizeof(finish));
@@ -472,6 +505,7 @@ check_answer(const struct seen *v)
     }
 
     assert_true(v->end != ABI_DONE || v->n_finished == v->n_choices);
+    assert_true(v->end != ABI_DONE || !v->scored || v->n_told == v->n_prompt);
 }
 
 
@@ -494,8 +528,13 @@ ask_at_random(struct world *w, uint16_t slot, uint64_t gen, int nan)
     v->salt = (char) (rng(2) ? 'a' + rng(2) : 0);
     v->priority = rng(3) == 0 ? (int32_t) rng(2000) - 1000 : 0;
 
-    for (uint32_t i = 0; i < v->n_prompt; i++) {
-        v->prompt[i] = i < n_common ? 1 + (i * 7 + base) % 600 : 1 + rng(600);
+    v->scored = rng(4) == 0;
+
+    /* Now and then what the model would have said itself. */
+    for (uint32_t i = 0, hash = 1; i < v->n_prompt; i++) {
+        v->prompt[i] = i < n_common ? 1 + (i * 7 + base) % 600
+                       : rng(3) == 0 ? next_of(hash) : 1 + rng(600);
+        hash = hash_of(hash, v->prompt[i]);
     }
 
     if (nan) {
@@ -518,6 +557,7 @@ ask_again(struct world *w, uint16_t slot, uint64_t gen)
     v->stalled = 0;
     v->resumed = 1;
     v->n_starts = 0;
+    v->n_told = 0;
 
     ask(w, slot, gen);
 }
