@@ -1,5 +1,6 @@
 # Who is let in: bounded by requests and by tokens that wait, decided in the
-# worker from the engine's page; and what the operator says of a request.
+# worker from the engine's page; what the operator says of a
+# request; and what ten times too many clients see.
 
 use strict;
 use warnings;
@@ -144,5 +145,26 @@ $moe->wait_ready;
     is_deeply \%status, { 200 => 64 }, 'a burst that fits is let in whole';
 }
 $moe->stop_engine;
+
+# -- ten times too many ----------------------------------------------------
+
+# The engine has 16 places, and 16 wait; 320 clients ask again and again.
+$moe->mock('--batch', 16, '--queue', 16);
+$moe->wait_ready;
+{
+    my $seconds = $long ? 20 : 4;
+    my $tool = "$Moe::build/t/tools/overload";
+    my $out = `$tool @{[ $moe->port ]} 32 $seconds`;
+    my ($alone) = $out =~ /^answers=(\d+)/ or die "no answers: $out";
+    $out = `$tool @{[ $moe->port ]} 320 $seconds`;
+    note $out;
+    my %n = $out =~ /(\w+)=([\d.]+)/g;
+    cmp_ok $n{refused}, '>', $n{answers}, 'most are refused';
+    is $n{failed}, 0, 'none fails in another way';
+    cmp_ok $n{answers} / $alone, '>=', 0.95,
+        'as many are answered as without the others: goodput';
+    cmp_ok $n{refusal_p99_ms}, '<=', $long ? 5 : 25,
+        'refusals come at once';
+}
 
 $moe->done;
