@@ -670,6 +670,8 @@ ngx_uint_t ngx_http_moe_balance_ready(ngx_http_moe_engine_t *engine);
 void ngx_http_moe_resume_lost(ngx_http_moe_ctx_t *ctx, const char *message);
 ngx_int_t ngx_http_moe_resume_elsewhere(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_channel_t *ch);
+ngx_int_t ngx_http_moe_resume_successor(ngx_http_moe_ctx_t *ctx,
+    ngx_http_moe_channel_t *ch);
 void ngx_http_moe_resume_pending(ngx_http_moe_engine_t *engine);
 
 /* channel.c */

@@ -168,6 +168,35 @@ ngx_http_moe_resume_elsewhere(ngx_http_moe_ctx_t *ctx,
 }
 
 
+/*
+ * The engine has begun to drain while the request was on its way: it is as if
+ * it had never been sent.  NGX_OK: it waits for who listens at that socket now,
+ * which is found out at once.
+ */
+
+ngx_int_t
+ngx_http_moe_resume_successor(ngx_http_moe_ctx_t *ctx,
+    ngx_http_moe_channel_t *ch)
+{
+    if (ctx->start || ctx->payload == NULL || ctx->closed
+        || ring_word_get(&ch->peer.page->state) == ABI_STATE_READY)
+    {
+        return NGX_DECLINED;
+    }
+
+    if (!ch->retired) {
+        ngx_http_moe_channel_retire(ch);
+    }
+
+    ctx->tried &= ~((uint64_t) 1 << ch->link->index);
+    ctx->n_sent = 0;
+    ctx->in_queue = 1;
+    ngx_queue_insert_tail(&ctx->engine->pending, &ctx->queue);
+
+    return NGX_OK;
+}
+
+
 /* Something has changed: all that wait ask again. */
 
 void

@@ -718,7 +718,8 @@ ngx_http_moe_slot_terminal(ngx_http_moe_channel_t *ch,
         return NULL;
 
     } else if ((e.code == ABI_E_UNAVAILABLE || e.code == ABI_E_BUSY)
-               && ngx_http_moe_resume_elsewhere(ctx, ch) == NGX_OK)
+               && (ngx_http_moe_resume_elsewhere(ctx, ch) == NGX_OK
+                   || ngx_http_moe_resume_successor(ctx, ch) == NGX_OK))
     {
         return NULL;
 

@@ -115,24 +115,6 @@ forget_ready(struct parent *p)
 }
 
 
-/* The child serves, or will never. */
-static void
-take_ready(struct parent *p)
-{
-    char byte;
-
-    if (read(p->ready_fd, &byte, 1) == 1) {
-        log_line(LOG_LEVEL_NOTICE, "ready");
-        main_socket_notify("READY=1");
-        p->ready = 1;
-        p->was_ready = 1;
-        p->n_failures = 0;
-    }
-
-    forget_ready(p);
-}
-
-
 /* The first asks, the second insists; a child that does not listen is killed,
  * one that still loads at once. */
 static void
@@ -157,6 +139,30 @@ take_stop(struct parent *p)
         p->kill_us = clock_us() + (uint64_t) p->o->drain_s * 1000000
                      + KILL_AFTER_US;
     }
+}
+
+
+/* The child serves, or will never. */
+static void
+take_ready(struct parent *p)
+{
+    char       byte;
+    struct err e = { "" };
+
+    if (read(p->ready_fd, &byte, 1) == 1) {
+        log_line(LOG_LEVEL_NOTICE, "ready");
+        main_socket_notify("READY=1");
+        p->ready = 1;
+        p->was_ready = 1;
+        p->n_failures = 0;
+
+        if (main_socket_take(&p->socket, p->o, &e) != 0) {
+            log_line(LOG_LEVEL_ERROR, "%s", e.text);
+            take_stop(p);
+        }
+    }
+
+    forget_ready(p);
 }
 
 

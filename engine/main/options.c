@@ -37,6 +37,9 @@ static const struct option table[] = {
     { "socket", "PATH", OPTION_STRING, OFF(socket), NULL, 0, 0, NULL,
       "unix socket for NGINX's workers; not needed under\n"
       "systemd's socket activation" },
+    { "replace", NULL, OPTION_FLAG, OFF(replace), NULL, 0, 0, NULL,
+      "take the socket over from the engine that listens there\n"
+      "now, once this one is ready, and ask that one to leave" },
     { "socket-mode", "MODE", OPTION_OCTAL, OFF(socket_mode), "0660", 0, 0777,
       NULL, "permissions of the socket: who may connect" },
     { "socket-group", "NAME", OPTION_STRING, OFF(socket_group), NULL, 0, 0,

@@ -32,6 +32,7 @@ struct main_options {
     int64_t     random_seed;    /* -1: real weights */
     int64_t     drain_s;
     int64_t     deterministic;
+    int64_t     replace;
     int64_t     help;
     int64_t     version;
 };

@@ -6,7 +6,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -122,11 +124,53 @@ set_group(const char *path, const char *name, struct err *e)
 }
 
 
+/* A socket at the address, which is `path` to others as well.  0; -1: e. */
+static int
+listen_at(struct main_socket *s, const struct sockaddr_un *a,
+          const char *path, const struct main_options *o, struct err *e)
+{
+    struct stat st;
+
+    s->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (s->fd < 0) {
+        return err_set(e, "socket: %s", strerror(errno));
+    }
+
+    /* Nobody but us until permissions are as asked for. */
+    mode_t old = umask(0177);
+    int    rc = bind(s->fd, (const struct sockaddr *) a, sizeof(*a));
+
+    umask(old);
+
+    if (rc != 0 || lstat(path, &st) != 0) {
+        return err_set(e, "%s: cannot bind: %s", path, strerror(errno));
+    }
+
+    s->path = path;
+    s->dev = st.st_dev;
+    s->ino = st.st_ino;
+
+    if (o->socket_group != NULL && set_group(path, o->socket_group, e) != 0) {
+        return -1;
+    }
+
+    if (chmod(path, (mode_t) o->socket_mode) != 0
+        || listen(s->fd, BACKLOG) != 0)
+    {
+        return err_set(e, "%s: %s", path, strerror(errno));
+    }
+
+    return 0;
+}
+
+
 int
 main_socket_open(struct main_socket *s, const struct main_options *o,
                  struct err *e)
 {
     struct sockaddr_un a;
+    const char        *path = o->socket;
     int                rc = systemd_socket(s, e);
 
     if (rc != 0) {
@@ -138,44 +182,90 @@ main_socket_open(struct main_socket *s, const struct main_options *o,
                        "options");
     }
 
-    if (set_address(&a, o->socket, e) != 0 || remove_stale(&a, e) != 0) {
+    s->path = NULL;
+
+    if (o->replace) {
+        rc = snprintf(s->next, sizeof(s->next), "%s.%d", path, getpid());
+
+        if (rc < 0 || (size_t) rc >= sizeof(s->next)) {
+            return err_set(e, "--socket: %s is too long for --replace", path);
+        }
+
+        path = s->next;
+    }
+
+    if (set_address(&a, path, e) != 0 || remove_stale(&a, e) != 0) {
         return -1;
     }
 
-    s->path = NULL;
-    s->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    if (s->fd < 0) {
-        return err_set(e, "socket: %s", strerror(errno));
-    }
-
-    /* Nobody but us until permissions are as asked for. */
-    mode_t old = umask(0177);
-
-    rc = bind(s->fd, (const struct sockaddr *) &a, sizeof(a));
-    umask(old);
-
-    if (rc != 0) {
-        err_set(e, "%s: cannot bind: %s", o->socket, strerror(errno));
+    if (listen_at(s, &a, path, o, e) != 0) {
         main_socket_close(s);
         return -1;
+    }
+
+    return 0;
+}
+
+
+/* The process that listens at the address, if it is a user's like us; else
+ * 0. */
+static pid_t
+listener_of(const struct sockaddr_un *a)
+{
+    struct ucred peer = { .pid = 0 };
+    socklen_t    n = sizeof(peer);
+    int          fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC
+                                      | SOCK_NONBLOCK, 0);
+
+    if (fd < 0) {
+        return 0;
+    }
+
+    if (connect(fd, (const struct sockaddr *) a, sizeof(*a)) != 0
+        || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) != 0
+        || peer.uid != geteuid())
+    {
+        peer.pid = 0;
+    }
+
+    close(fd);
+
+    /* 1 is systemd, who restarts its engines itself. */
+    return peer.pid > 1 ? peer.pid : 0;
+}
+
+
+int
+main_socket_take(struct main_socket *s, const struct main_options *o,
+                 struct err *e)
+{
+    struct sockaddr_un a;
+    struct stat        st;
+
+    if (!o->replace || s->path != s->next) {
+        return 0;
+    }
+
+    if (set_address(&a, o->socket, e) != 0) {
+        return -1;
+    }
+
+    if (lstat(o->socket, &st) == 0 && !S_ISSOCK(st.st_mode)) {
+        return err_set(e, "%s: it exists and is not a socket", o->socket);
+    }
+
+    pid_t old = listener_of(&a);
+
+    if (rename(s->next, o->socket) != 0) {
+        return err_set(e, "%s: cannot be replaced: %s", o->socket,
+                       strerror(errno));
     }
 
     s->path = o->socket;
 
-    if ((o->socket_group != NULL
-         && set_group(o->socket, o->socket_group, e) != 0))
-    {
-        main_socket_close(s);
-        return -1;
-    }
-
-    if (chmod(o->socket, (mode_t) o->socket_mode) != 0
-        || listen(s->fd, BACKLOG) != 0)
-    {
-        err_set(e, "%s: %s", o->socket, strerror(errno));
-        main_socket_close(s);
-        return -1;
+    if (old != 0 && kill(old, SIGTERM) == 0) {
+        log_line(LOG_LEVEL_NOTICE, "took %s over from process %d", o->socket,
+                 (int) old);
     }
 
     return 0;
@@ -185,8 +275,15 @@ main_socket_open(struct main_socket *s, const struct main_options *o,
 void
 main_socket_close(struct main_socket *s)
 {
+    struct stat st;
+
     if (s->path != NULL) {
-        unlink(s->path);
+        if (lstat(s->path, &st) == 0 && st.st_dev == s->dev
+            && st.st_ino == s->ino)
+        {
+            unlink(s->path);
+        }
+
         s->path = NULL;
     }
 
