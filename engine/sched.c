@@ -394,7 +394,7 @@ sched_plan(const struct sched_limits *l, struct sched_job **jobs, uint32_t n,
         .n_seats = l->n_seqs
     };
 
-    assert(l->n_batch_tok >= l->n_seqs);
+    assert(l->n_batch_tok >= l->n_seqs && l->n_chunk_tok >= 1);
     clear(jobs, n);
 
     enum sched_answer a = seat(&p, i);
@@ -404,7 +404,9 @@ sched_plan(const struct sched_limits *l, struct sched_job **jobs, uint32_t n,
         return a;
     }
 
-    fill(&p, 0, fill(&p, 1, l->n_batch_tok));
+    uint32_t n_left = fill(&p, 1, l->n_batch_tok);
+
+    fill(&p, 0, n_left < l->n_chunk_tok ? n_left : l->n_chunk_tok);
 
     return SCHED_PLANNED;
 }

@@ -14,8 +14,9 @@
  * so that only so many jobs ever come before one.
  *
  * Tokens.  Sequences that miss one token (decodes) come first, then the others
- * in order, until the budget is spent; so a long prompt is cut into chunks and
- * stalls nobody.  n_seqs sequences run at once, the first in order.
+ * in order, until the budget or their share of it is spent; so a long prompt is
+ * cut into chunks and stalls nobody.  n_seqs sequences run at once, the first
+ * in order.
  *
  * Pages.  A job takes the pages for the tokens that it knows at admission, less
  * those that the prefix cache has, and others as it grows.  Nothing is set
@@ -43,6 +44,7 @@ struct sched_limits {
     uint32_t    n_pages;        /* in all */
     uint32_t    n_free;         /* of them now */
     uint32_t    n_batch_tok;    /* of one step; >= n_seqs */
+    uint32_t    n_chunk_tok;    /* of them not decodes; >= 1 */
     uint32_t    n_seqs;         /* that run at once */
 };
 

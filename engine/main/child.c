@@ -260,6 +260,7 @@ serve_model(const struct main_options *o, const struct serve_model *m,
         .max_queue = (uint32_t) o->max_queue,
         .max_queue_tok = (uint64_t) o->max_queue_tok,
         .max_batch_tok = (uint32_t) o->max_batch_tok,
+        .step_us = (uint64_t) o->step_ms * 1000,
         .prefix_cache = !o->no_prefix_cache,
         .drain_us = (uint64_t) o->drain_s * 1000000
     };

@@ -27,6 +27,7 @@ struct main_options {
     int64_t     max_queue_tok;
     int64_t     no_prefix_cache;
     int64_t     max_batch_tok;
+    int64_t     step_ms;
     int64_t     kv_bytes;       /* 0: as the model plans */
     int64_t     n_ctx_tok;      /* 0: the model's */
     int64_t     random_seed;    /* -1: real weights */

@@ -38,6 +38,7 @@ struct serve_options {
     uint32_t    max_queue;
     uint64_t    max_queue_tok;  /* of prompts that wait */
     uint32_t    max_batch_tok;
+    uint64_t    step_us;        /* that a step with streams should take */
     int         prefix_cache;
     uint64_t    drain_us;       /* what runs may still take after SIGTERM */
 };
@@ -148,6 +149,7 @@ struct serve {
     struct kv          *kv;
     struct sched_limits limits;
     double              us_per_tok;     /* of late steps; 0: not known */
+    double              measured_pos;   /* of their tokens, on average */
 
     struct job        **jobs;           /* WAITING and RUNNING, by rank */
     struct sched_job  **plan;           /* the same, as the scheduler has it */

@@ -10,11 +10,10 @@
 
 #include "serve/serve.h"
 
-/* How long a step should take, so that streams go on and cancels are heard:
- * prompts are cut to that.  Without streams there is less of a hurry. */
-#define STEP_US_DECODING    100000
-#define STEP_US_PROMPTS     400000
-#define STEP_TOK_MIN        32
+/* Prompts are cut so that a step takes --step-ms, streams go on and cancels are
+ * heard.  Without streams there is less of a hurry. */
+#define STEP_IDLE_TIMES     4
+#define STEP_TOK_MIN        16
 #define STEP_TOK_MEASURED   16      /* smaller steps say little about prompts */
 
 
@@ -76,32 +75,74 @@ decoding(const struct serve *s)
 }
 
 
-/* Tokens of the next step.  The result of a job does not depend on it (D6). */
-static uint32_t
-budget(const struct serve *s)
+/* Where the furthest prompt that is to be read may go on. */
+static double
+furthest(const struct serve *s)
 {
-    uint32_t least = s->o->max_seqs > STEP_TOK_MIN ? s->o->max_seqs
-                                                   : STEP_TOK_MIN;
-    double   n = s->us_per_tok <= 0 ? 0
-                 : (decoding(s) ? STEP_US_DECODING : STEP_US_PROMPTS)
-                   / s->us_per_tok;
+    uint32_t most = 0;
 
-    least = least < s->o->max_batch_tok ? least : s->o->max_batch_tok;
+    for (uint32_t i = 0; i < s->n_jobs; i++) {
+        const struct sched_job *j = &s->jobs[i]->sched;
+        const struct sched_seq *q = &j->seqs[sched_job_leader(j)];
 
-    return n <= least ? least
-           : n < s->o->max_batch_tok ? (uint32_t) n : s->o->max_batch_tok;
+        /* The cache may have all of a prompt that waits. */
+        uint32_t at = j->running ? q->n_done : q->n_tok;
+
+        most = !j->paused && q->n_tok - q->n_done > 1 && at > most ? at : most;
+    }
+
+    return most;
 }
 
 
-static void
-measure(struct serve *s, uint32_t n_tok, uint64_t us)
+/* Tokens of prompts in the next step.  A token costs at most in proportion to
+ * its position, which is taken for true: where that is too much, the step that
+ * follows has measured it.  What a job says does not depend on it (D6). */
+static uint32_t
+chunk(const struct serve *s)
 {
-    if (n_tok >= STEP_TOK_MEASURED) {
-        double now = (double) us / n_tok;
+    double us = (double) s->o->step_us * (decoding(s) ? 1 : STEP_IDLE_TIMES);
+    double most = s->o->max_batch_tok;
+    double n = s->us_per_tok <= 0 ? 0 : us / s->us_per_tok;
 
-        s->us_per_tok = s->us_per_tok <= 0 ? now
-                        : 0.75 * s->us_per_tok + 0.25 * now;
+    n = n < most ? n : most;
+
+    double later = n <= 0 ? 1 : (furthest(s) + n / 2) / s->measured_pos;
+
+    if (later > 1) {
+        double slow = us / (s->us_per_tok * later);
+
+        n = n < slow ? n : slow;
     }
+
+    return n > STEP_TOK_MIN ? (uint32_t) n
+           : STEP_TOK_MIN < most ? STEP_TOK_MIN : (uint32_t) most;
+}
+
+
+/* A slower step counts at once, a faster one bit by bit. */
+static void
+measure(struct serve *s, int n_segs, uint32_t n_tok, uint64_t us)
+{
+    double sum = 0;
+
+    if (n_tok < STEP_TOK_MEASURED) {
+        return;
+    }
+
+    for (int i = 0; i < n_segs; i++) {
+        const struct model_segment *g = &s->segments[i];
+
+        sum += g->n_tok * (g->pos + g->n_tok * 0.5);
+    }
+
+    double now = (double) us / n_tok;
+    double pos = sum / n_tok;
+    double then = pos < s->measured_pos
+                  ? s->us_per_tok * pos / s->measured_pos : s->us_per_tok;
+
+    s->us_per_tok = now > then ? now : 0.75 * then + 0.25 * now;
+    s->measured_pos = pos;
 }
 
 
@@ -112,7 +153,7 @@ plan(struct serve *s)
     enum sched_answer answer;
     uint32_t          i;
 
-    s->limits.n_batch_tok = budget(s);
+    s->limits.n_chunk_tok = chunk(s);
 
     do {
         s->limits.n_free = kv_pages_free(s->kv);
@@ -392,7 +433,7 @@ serve_step(struct serve *s)
     float   *logits;
 
     model_forward(s->model->model, s->segments, n, &logits);
-    measure(s, n_tok, clock_us() - start);
+    measure(s, n, n_tok, clock_us() - start);
     s->counts.steps++;
     answer(s, n, logits);
 

@@ -12,8 +12,8 @@
 #                 refusal takes
 #
 # SHAPE=NAME runs one model alone, ONLY=streams, prefix, gap or flood a part of
-# that; LONG=1 floods for two minutes, not for ten seconds.  PEER=PORT measures streams_N of another server instead, with its own
-# /v1/completions.
+# that; LONG=1 floods for two minutes, not for ten seconds.  PEER=PORT measures
+# streams_N of another server instead, with its own /v1/completions.
 use strict;
 use warnings;
 use File::Basename;
@@ -22,7 +22,7 @@ use List::Util qw(sum);
 use Test::More ();
 use Moe;
 
-my $chunk_ms = 100;             # STEP_US_DECODING of engine/serve/step.c
+my $chunk_ms = 100;             # the default of --step-ms
 my $flood_s = $ENV{LONG} ? 120 : 10;
 my $tokens = $ENV{TOKENS} || 64;
 

@@ -404,7 +404,8 @@ all_small_cases(void **state)
         for (uint32_t c = 0; c < 4; c++) {
             struct sched_limits l = {
                 .page_tok = 1 + c % 2, .n_pages = n_pages,
-                .n_batch_tok = 2 + c / 2, .n_seqs = 2 + c / 2
+                .n_batch_tok = 2 + c / 2, .n_chunk_tok = 2 + c / 2,
+                .n_seqs = 2 + c / 2
             };
 
             for (uint32_t i = 0; i < SMALL_KINDS * SMALL_KINDS * SMALL_KINDS;
@@ -478,6 +479,7 @@ random_run(uint64_t seed, uint64_t *n_hits, uint64_t *n_preempted)
     s.limits.n_pages = 2 + rng(rng(2) ? 60 : 12);
     s.limits.n_seqs = 1 + rng(12);
     s.limits.n_batch_tok = s.limits.n_seqs + rng(40);
+    s.limits.n_chunk_tok = 1 + rng(s.limits.n_batch_tok);
     s.kv = kv_create(s.limits.n_pages, 1);
 
     while (n_left > 0 || s.n_jobs > 0) {
@@ -524,7 +526,7 @@ prompts_do_not_stall_decodes(void **state)
 {
     struct sched_limits l = {
         .page_tok = 64, .n_pages = 1000, .n_free = 1000, .n_batch_tok = 32,
-        .n_seqs = 8
+        .n_chunk_tok = 32, .n_seqs = 8
     };
     struct sched_job  a, b;
     struct sched_job *jobs[] = { &a, &b };
@@ -557,6 +559,11 @@ prompts_do_not_stall_decodes(void **state)
     assert_int_equal(a.seqs[0].n_run, 1);
     assert_int_equal(a.seqs[0].n_take, 0);
     assert_int_equal(b.seqs[0].n_run, 31);
+
+    l.n_chunk_tok = 7;
+    assert_int_equal(sched_plan(&l, jobs, 2, &i), SCHED_PLANNED);
+    assert_int_equal(a.seqs[0].n_run, 1);
+    assert_int_equal(b.seqs[0].n_run, 7);
 }
 
 
@@ -566,7 +573,7 @@ nobody_overtakes(void **state)
 {
     struct sched_limits l = {
         .page_tok = 64, .n_pages = 10, .n_free = 10, .n_batch_tok = 64,
-        .n_seqs = 8
+        .n_chunk_tok = 64, .n_seqs = 8
     };
     struct sched_job  a, b, c;
     struct sched_job *jobs[] = { &a, &b, &c };
@@ -591,7 +598,7 @@ too_long_is_said(void **state)
 {
     struct sched_limits l = {
         .page_tok = 64, .n_pages = 10, .n_free = 10, .n_batch_tok = 64,
-        .n_seqs = 8
+        .n_chunk_tok = 64, .n_seqs = 8
     };
     struct sched_job a;
 

@@ -264,6 +264,7 @@ alone(void **state)
     served.model = model_of(1);
     options.max_seqs = 2;
     options.max_batch_tok = 512;
+    options.step_us = 100000;
     options.max_queue_tok = N_REQUESTS * N_CTX;
 
     for (uint16_t i = 0; i < N_REQUESTS; i++) {

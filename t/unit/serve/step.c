@@ -198,7 +198,7 @@ static struct serve_model fake_model = {
     .piece_bytes = 1, .eos = { 0 }, .n_eos = 1
 };
 static struct serve_options fake_options = {
-    .max_seqs = N_SEQS, .max_queue = 64, .max_batch_tok = 50,
+    .max_seqs = N_SEQS, .max_queue = 64, .max_batch_tok = 50, .step_us = 100000,
     .max_queue_tok = 64 * N_CTX, .prefix_cache = 1
 };
 
