@@ -19,7 +19,7 @@ my $file = "$moe->{dir}/strace";
 my $tracer = $moe->spawn('strace.out', $strace, '-c', '-p', $pid, '-o', $file);
 $moe->until('strace', sub { Moe::slurp("$moe->{dir}/strace.out") =~ /attached/ });
 my $body = qq({"stream":true,"messages":[{"role":"user",)
-         . qq("content":"mock tokens=$tokens delay_ms=20"}]});
+         . qq("content":"mock tokens=$tokens delay_ms=20 step_ms=20"}]});
 system("$Moe::build/t/tools/load", $moe->port, '/v1/chat/completions',
        $streams, $streams, $body) == 0 or die "load failed\n";
 kill 'INT', $tracer;
