@@ -12,7 +12,8 @@
 # take turns, ROUNDS times (3), SECONDS each (3), and the median is told.  CPU is
 # that of all between the token and the client's socket: the engine's part in
 # writing its ring and waking the worker counts with ours, as that of the server
-# counts with its proxy.  With `steps` all streams get their tokens at once, as a
+# counts with its proxy.  SERVERS='ours proxy_c' leaves one out.  With `steps`
+# all streams get their tokens at once, as a
 # batch of one engine does; with `spread` each has a clock of its own.
 #
 # Prints a table, and writes it to $BUILD/bench-gateway.json.
@@ -59,8 +60,10 @@ $server{proxy_c} = proxy('proxy_c', 'c', "$build/t/bench/gateway/sse_server");
 $server{proxy_py} = proxy('proxy_py', 'py',
                           "$build/gateway-venv/bin/uvicorn")
     if -x "$build/gateway-venv/bin/uvicorn";
-my @order = grep { $server{$_} } qw(ours proxy_c proxy_py);
-print STDERR "no uvicorn in $build/gateway-venv: without it\n" if @order < 3;
+my @order = grep { $server{$_} } split ' ',
+    $ENV{SERVERS} // 'ours proxy_c proxy_py';
+print STDERR "no uvicorn in $build/gateway-venv: without it\n"
+    unless $server{proxy_py};
 
 my @rows;
 for my $setting (@settings) {
@@ -168,7 +171,11 @@ sub begin {
     my $pid = open2(my $out, my $in, "$build/t/bench/gateway/client",
                     $s->{moe}->port, '/v1/chat/completions', $n, $seconds,
                     body("tokens=100000000 $script"), @{ $s->{pids} });
-    <$out> eq "open\n" or die "$s->{name}: the client did not begin\n";
+    if (($_ = <$out> // '') ne "open\n") {
+        die "ours: the client did not begin\n" if $s->{name} eq 'ours';
+        waitpid $pid, 0;
+        return;                         # a peer that cannot: no figure
+    }
     sleep 0.5;
     return ($in, $out, $pid, $n);
 }
@@ -195,7 +202,7 @@ sub end {
 
 sub cpu {
     my ($s, $n, $script) = @_;
-    my ($in, $out, $pid, $streams) = begin($s, $n, $script);
+    my ($in, $out, $pid, $streams) = begin($s, $n, $script) or return {};
     my $r = look($in, $out);
     end($s, $streams, $in, $out, $pid, $r);
     my ($nginx, $server) = map { $_ / $r->{events} } @{ $r->{cpu_us} };
@@ -211,7 +218,7 @@ sub cpu {
 sub calls {
     my ($s, $n, $script) = @_;
     return {} unless $perf;
-    my ($in, $out, $pid, $streams) = begin($s, $n, $script);
+    my ($in, $out, $pid, $streams) = begin($s, $n, $script) or return {};
     my $counter = $s->{moe}->spawn('perf.out', $perf, 'stat', '-x', ',',
         '-e', 'raw_syscalls:sys_enter', '-p', $s->{pids}[0],
         '--', 'sleep', $seconds);
@@ -228,7 +235,7 @@ sub idle {
     my ($s, $n, $script) = @_;
     my $worker = $s->{pids}[0];
     my $before = $s->{moe}->rss($worker);
-    my ($in, $out, $pid, $streams) = begin($s, $n, $script);
+    my ($in, $out, $pid, $streams) = begin($s, $n, $script) or return {};
     my $rss = $s->{moe}->rss($worker) - $before;
     end($s, $streams, $in, $out, $pid);
     return { streams => $streams, idle_kib => $rss / $streams / 1024 };
