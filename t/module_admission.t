@@ -96,6 +96,17 @@ $moe->stop_engine;
 $moe->mock('--batch', 1, '--queue-tokens', 1000);
 $moe->wait_ready;
 {
+    # A burst, which is over before the engine could tell of it: the worker
+    # counts its own.  One runs, two wait.
+    my ($path, $body) = chat('prefill_ms=300 tokens=1');
+    my %n;
+    delete $body->{stream};
+    my @c = map { $moe->client->request('POST', $path =~ s/v1/few/r, $body) }
+            1 .. 20;
+    $n{ $_->response->{status} }++ for @c;
+    is_deeply \%n, { 200 => 3, 429 => 17 }, 'a burst: those that may wait';
+}
+{
     my $run = $moe->stream(chat('tokens=100000 delay_ms=5'));
     $run->event;
     is queued(), 0, 'one runs';

@@ -49,7 +49,6 @@ my %conf = (
         resume_timeout 0;
     }
     moe_engine short { socket %%SOCKET%%; request_timeout 500ms; streams 2; }
-    moe_engine two { socket %%SOCKET%%; queue 2; }
     moe_engine none { socket unix:%%DIR%%/no.sock; }
     limit_req_zone $server_addr zone=one:32k rate=1r/m;
 CONF
@@ -57,7 +56,6 @@ CONF
     access_log %%DIR%%/moe.log moe;
     location /quick/ { moe_pass quick; }
     location /short/ { moe_pass short; }
-    location /two/ { moe_pass two; }
     location /none/ { moe_pass none; }
     location /limited/ { moe_pass main; limit_req zone=one; }
     location /other/ { moe_pass none; error_page 503 = @other; }
@@ -97,21 +95,6 @@ my $r = $moe->stream(at('/quick', chat('tokens=5 at=2 delay_ms=50 stall')))->col
 is $r->{content}, 'w0 w1 ', 'what came before the timeout';
 is $r->{error}{code}, 'token_timeout', 'an error event';
 ok $r->{done}, 'and [DONE]';
-
-# The mock never tells how many wait: the worker counts its own.
-{
-    my @two = map { $moe->client->request('POST', at('/two',
-                    chat('prefill_ms=600 tokens=1'))) }
-              1 .. 2;
-    my $start = Time::HiRes::time();
-    error_of($moe->post(at('/two', whole('tokens=1'))), 429,
-             'engine_overloaded', 'a full queue');
-    cmp_ok(Time::HiRes::time() - $start, '<', 0.3, 'at once');
-    $_->head for @two;
-    is $_->collect->{content}, 'w0 ', 'those before it are answered' for @two;
-    is $moe->post(at('/two', whole('tokens=1')))->{status}, 200,
-       'and then there is room';
-}
 
 for (['invalid', 400, 'invalid_value'],
      ['context', 400, 'context_length_exceeded'],
