@@ -225,8 +225,8 @@ test_calls(void **state)
     (void) state;
 
     if (SANITIZED) {
-        print_message("SKIP: a sanitizer needs calls that are refused\n");
-        skip();
+        print_message("# SKIP: a sanitizer needs calls that are refused\n");
+        return;
     }
 
     assert_int_equal(in_a_child(run_locked), 0);
@@ -261,8 +261,8 @@ test_files(void **state)
     int status = in_a_child(run_files);
 
     if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
-        print_message("SKIP: this kernel has no Landlock\n");
-        skip();
+        print_message("# SKIP: this kernel has no Landlock\n");
+        return;
     }
 
     assert_int_equal(status, 0);
@@ -277,7 +277,8 @@ test_no_directory(void **state)
     (void) state;
 
     if (sandbox_files("/nonexistent/x", &e) == 1) {
-        skip();
+        print_message("# SKIP: this kernel has no Landlock\n");
+        return;
     }
 
     assert_string_equal(e.text, "/nonexistent/x: No such file or directory");
@@ -300,6 +301,8 @@ main(void)
     snprintf(inside, sizeof(inside), "%s/in", dir);
     snprintf(outside, sizeof(outside), "%s.out", dir);
     close(open(outside, O_WRONLY | O_CREAT, 0600));
+
+    cmocka_set_message_output(CM_OUTPUT_TAP);
 
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
 
