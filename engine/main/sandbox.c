@@ -242,6 +242,11 @@ sandbox_calls(struct err *e)
         return 1;
     }
 
+    /* The kernel asks for it, and --backend auto has not come by the files. */
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+        return err_set(e, "PR_SET_NO_NEW_PRIVS: %s", strerror(errno));
+    }
+
     write_filter(&f);
 
     struct sock_fprog program = { .len = f.n, .filter = f.code };

@@ -23,7 +23,8 @@
  * nowhere).  0; 1: no Landlock in this kernel, files are not guarded; -1: e. */
 int sandbox_files(const char *write_dir, struct err *e);
 
-/* The filter of system calls, for every thread of the process.  0; 1: not in a
+/* No new privileges, and the filter of system calls, for every thread of the
+ * process; needs no sandbox_files() before it.  0; 1: not in a
  * build whose sanitizer needs more calls; -1: e. */
 int sandbox_calls(struct err *e);
 

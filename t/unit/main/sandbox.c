@@ -233,6 +233,39 @@ test_calls(void **state)
 }
 
 
+/* The second step without the first, of somebody who is not root. */
+static int
+run_calls_alone(void)
+{
+    struct err e = { "" };
+
+    if (geteuid() == 0 && setuid(65534) != 0) {
+        return 100;
+    }
+
+    if (sandbox_calls(&e) != 0) {
+        fprintf(stderr, "%s\n", e.text);
+        return 101;
+    }
+
+    return t_inet() >= 0 || errno != EPERM;
+}
+
+
+static void
+test_calls_alone(void **state)
+{
+    (void) state;
+
+    if (SANITIZED) {
+        print_message("# SKIP: a sanitizer needs calls that are refused\n");
+        return;
+    }
+
+    assert_int_equal(in_a_child(run_calls_alone), 0);
+}
+
+
 /* Landlock alone: what was seen through a directory is as it was. */
 static int
 run_files(void)
@@ -290,6 +323,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_calls_alone),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_no_directory),
     };
