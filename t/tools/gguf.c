@@ -6,8 +6,9 @@
  *
  * In: a model's directory; with SEED its config.json alone, and the numbers
  * that --random-weights SEED makes.  Out: a file of the architecture
- * "deepseek2", with kv_b cut into keys, transposed, and values.  There is no
- * tokenizer in it but a stub: bytes are tokens, and all else is "t1234".
+ * "deepseek2", with kv_b cut into keys, transposed, and values.  Its
+ * tokenizer, which no benchmark asks, has bytes for tokens, and "t1234" for all
+ * else.
  *
  * q4_k is mixed as files of that name are: the embedding and the head have six
  * bits, a row that is not made of whole blocks has the next type that fits.
