@@ -24,8 +24,8 @@
 int sandbox_files(const char *write_dir, struct err *e);
 
 /* No new privileges, and the filter of system calls, for every thread of the
- * process; needs no sandbox_files() before it.  0; 1: not in a
- * build whose sanitizer needs more calls; -1: e. */
+ * process; needs no sandbox_files() before it.  0; 1: not in a build whose
+ * sanitizer needs more calls; -1: e. */
 int sandbox_calls(struct err *e);
 
 #endif /* MOE_MAIN_SANDBOX_H */
