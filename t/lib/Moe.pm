@@ -48,7 +48,8 @@ sub new {
     my $self = bless {
         nginx  => $o{nginx} // $ENV{TEST_NGINX} // find('nginx'),
         module => $o{module} // $ENV{MODULE} // "$build/ngx_http_moe_module.so",
-        allow  => [],       # lines of error.log that the test expects
+        # Lines of error.log that the test expects; newer ones have "http2 on".
+        allow  => [qr/the "listen [.]{3} http2" directive is deprecated/],
         ports  => {},
         exits  => {},       # pid => wait status of what has ended
         socket => 'engine.sock',
