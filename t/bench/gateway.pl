@@ -13,8 +13,12 @@
 # that of all between the token and the client's socket: the engine's part in
 # writing its ring and waking the worker counts with ours, as that of the server
 # counts with its proxy.  SERVERS='ours proxy_c' leaves one out.  With `steps`
-# all streams get their tokens at once, as a
-# batch of one engine does; with `spread` each has a clock of its own.
+# all streams get their tokens at once, as a batch of one engine does; with
+# `spread` each has a clock of its own.
+#
+# The client would be on another machine: it looks at its sockets once in
+# CLIENT_US (1000), since being woken by each event would be paid by the worker,
+# and would have it wait where they share a core.  CLIENT_US=0: it is woken.
 #
 # Prints a table, and writes it to $BUILD/bench-gateway.json.
 use strict;
@@ -32,16 +36,18 @@ my $dir = dirname(abs_path(__FILE__));
 my $build = $Moe::build;
 my $rounds = $ENV{ROUNDS} // 3;
 my $seconds = $ENV{SECONDS} // 3;
+my $client_us = $ENV{CLIENT_US} // 1000;
 my $perf = Moe::find('perf');
 chomp(my $nofile = `bash -c 'ulimit -n'`);
 
-# name, streams, script; what of it: cpu, calls, idle (first, as what a worker
-# has freed it keeps).
+# name, streams, script; what of it: cpu, calls, idle.  Each has servers of its
+# own, as a worker keeps what it has freed.
 my @settings = (
     [ 'idle_1024',      1024,  'delay_ms=1000000000',        'idle' ],
     [ 'idle_10000',     10000, 'delay_ms=1000000000',        'idle' ],
     [ 'steps_1x50',     1,     'delay_ms=20 step_ms=20',     'cpu', 'calls' ],
     [ 'steps_64x50',    64,    'delay_ms=20 step_ms=20',     'cpu', 'calls' ],
+    [ 'spread_64x20',   64,    'delay_ms=50 spread=1',       'cpu', 'calls' ],
     [ 'spread_64x50',   64,    'delay_ms=20 spread=1',       'cpu', 'calls' ],
     [ 'steps_1024x10',  1024,  'delay_ms=100 step_ms=100',   'cpu', 'calls' ],
     [ 'spread_1024x10', 1024,  'delay_ms=100 spread=1',      'cpu' ],
@@ -54,21 +60,18 @@ my %wanted = map { $_ => 1 } @ARGV;
 @settings = grep { !%wanted || $wanted{ $_->[0] } } @settings;
 die "no such setting\n" unless @settings;
 
-my %server = map { $_->{name} => $_ } ours();
-my ($head, $tail) = event();
-$server{proxy_c} = proxy('proxy_c', 'c', "$build/t/bench/gateway/sse_server");
-$server{proxy_py} = proxy('proxy_py', 'py',
-                          "$build/gateway-venv/bin/uvicorn")
-    if -x "$build/gateway-venv/bin/uvicorn";
-my @order = grep { $server{$_} } split ' ',
-    $ENV{SERVERS} // 'ours proxy_c proxy_py';
-print STDERR "no uvicorn in $build/gateway-venv: without it\n"
-    unless $server{proxy_py};
+my $uvicorn = "$build/gateway-venv/bin/uvicorn";
+my @order = split ' ', $ENV{SERVERS} // 'ours proxy_c proxy_py';
+unless (-x $uvicorn) {
+    print STDERR "no uvicorn in $build/gateway-venv: without it\n";
+    @order = grep { $_ ne 'proxy_py' } @order;
+}
 
-my @rows;
+my (@rows, %server, $head, $tail);
 for my $setting (@settings) {
     my ($name, $n, $script, @what) = @$setting;
     my %samples;
+    begin_servers();
     for my $what (@what) {
         for (1 .. ($what eq 'cpu' ? $rounds : 1)) {
             for my $s (@server{@order}) {
@@ -82,17 +85,28 @@ for my $setting (@settings) {
     for my $s (@order) {
         my %row = map { $_ => median(@{ $samples{$s}{$_} }) }
                   keys %{ $samples{$s} };
+        $row{late_p99} = $row{gap_p99} - $1 * 1000
+            if $row{gap_p99} && $script =~ /delay_ms=([1-9]\d*)/;
         push @rows, { setting => $name, server => $s, %row };
     }
+    # What NGINX has to say is told, and nothing else of a test.
+    Test::More->builder->output(\my $quiet);
+    $_->{moe}->stop for values %server;
 }
 report();
-# What NGINX has to say is told, and nothing else of a test.
-Test::More->builder->output(\my $quiet);
-$_->{moe}->stop for @server{@order};
 Test::More::done_testing();
 
 
 # -- servers -----------------------------------------------------------------
+
+sub begin_servers {
+    %server = (ours => ours());
+    ($head, $tail) = event() unless $head;
+    for (grep { $_ ne 'ours' } @order) {
+        $server{$_} = proxy($_, $_ eq 'proxy_c'
+            ? (c  => "$build/t/bench/gateway/sse_server") : (py => $uvicorn));
+    }
+}
 
 sub ours {
     my $moe = Moe->new;
@@ -170,7 +184,8 @@ sub begin {
     $n = $most if $n > $most;
     my $pid = open2(my $out, my $in, "$build/t/bench/gateway/client",
                     $s->{moe}->port, '/v1/chat/completions', $n, $seconds,
-                    body("tokens=100000000 $script"), @{ $s->{pids} });
+                    $client_us, body("tokens=100000000 $script"),
+                    @{ $s->{pids} });
     if (($_ = <$out> // '') ne "open\n") {
         die "ours: the client did not begin\n" if $s->{name} eq 'ours';
         waitpid $pid, 0;
@@ -209,8 +224,8 @@ sub cpu {
     return { streams => $streams, nginx_us => $nginx,
              total_us => $nginx + $server,
              tokens_s => $r->{events} / $r->{seconds},
-             map { $_ => $r->{$_} } qw(socket_p50 socket_p99 read_p50 read_p99
-                                       read_max gap_p50 gap_p99) };
+             map { $_ => $r->{$_} } qw(socket_p50 socket_p99 gap_p50 gap_p99),
+                                    $client_us ? () : qw(read_p50 read_p99) };
 }
 
 # System calls of the worker, by a tracepoint: a tracer that stops it at each
@@ -268,9 +283,12 @@ sub report {
         [ streams => '%8d' ], [ tokens_s => '%9.0f' ], [ nginx_us => '%9.2f' ],
         [ total_us => '%9.2f' ], [ calls => '%7.3f' ],
         [ socket_p50 => '%11d' ], [ socket_p99 => '%11d' ],
-        [ read_p50 => '%9d' ], [ read_p99 => '%9d' ], [ gap_p99 => '%9d' ],
+        [ read_p50 => '%9d' ], [ read_p99 => '%9d' ], [ late_p99 => '%9d' ],
         [ idle_kib => '%9.1f' ]);
-    print "$machine, commit $commit, $date; $rounds rounds of $seconds s\n";
+    @columns = grep { my $c = $_->[0]; grep { defined $_->{$c} } @rows }
+               @columns;
+    print "$machine, commit $commit, $date; $rounds rounds of $seconds s, "
+        . "client_us $client_us\n";
     printf "%-15s %-8s", 'setting', 'server';
     printf ' %*s', $_->[1] =~ /(\d+)/, $_->[0] for @columns;
     print "\n";

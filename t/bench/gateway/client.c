@@ -1,7 +1,7 @@
 /*
  * client.c - reads many streams of stamped events, and says how late they were.
  *
- *     client PORT PATH STREAMS SECONDS BODY [PID...]
+ *     client PORT PATH STREAMS SECONDS SLEEP_US BODY [PID...]
  *
  * opens STREAMS connections to 127.0.0.1:PORT, each with one POST of BODY, says
  * "open" when each has had its first event, and waits for a line on its input.
@@ -12,6 +12,10 @@
  * it came to be.  Its way ends twice: when its bytes were in the socket, which
  * the kernel stamps, and when this process has read them.  For each PID the CPU
  * time of the same while is told, the kernel's work for it included.
+ *
+ * With SLEEP_US it looks at its sockets that often, and else is woken by each
+ * event: by whom it is sent, who pays for it, and may then have to wait for it.
+ * A client on another machine does neither.
  *
  * The server under test is not known here.
  */
@@ -66,6 +70,8 @@ struct client {
     uint32_t            n_ended;    /* too early */
     int                 looking;
     int                 input;      /* 1: a line came, -1: it ended */
+    int                 more;       /* events than one call could tell */
+    unsigned            sleep_us;   /* 0: is woken */
     int64_t             real_us;    /* real time less monotonic time */
     uint64_t            n_events;
     struct samples      socket;
@@ -285,6 +291,27 @@ stream_read(struct client *c, struct stream *s)
 }
 
 
+static int
+client_wait(struct client *c, uint64_t until, struct epoll_event *events,
+            int n_max)
+{
+    uint64_t left = (until - clock_us()) / 1000 + 1;
+
+    if (c->sleep_us != 0) {
+        left = 0;
+        if (!c->more) {
+            usleep(c->sleep_us);
+        }
+    }
+
+    int n = epoll_wait(c->ep, events, n_max, left > 100 ? 100 : (int) left);
+
+    c->more = n == n_max;
+
+    return n;
+}
+
+
 /* Reads what is there until `until`, or until the input says something. */
 static void
 client_read(struct client *c, uint64_t until, int mind_input)
@@ -292,9 +319,7 @@ client_read(struct client *c, uint64_t until, int mind_input)
     struct epoll_event events[256];
 
     while (clock_us() < until) {
-        uint64_t left = (until - clock_us()) / 1000 + 1;
-        int n = epoll_wait(c->ep, events, (int) BASE_COUNT(events),
-                           left > 100 ? 100 : (int) left);
+        int n = client_wait(c, until, events, (int) BASE_COUNT(events));
 
         for (int i = 0; i < n; i++) {
             if (events[i].data.u64 == INPUT) {
@@ -401,29 +426,30 @@ int
 main(int argc, char **argv)
 {
     struct client c = { .addr.sin_family = AF_INET };
-    unsigned long port = argc < 6 ? 0 : strtoul(argv[1], NULL, 10);
-    unsigned long n = argc < 6 ? 0 : strtoul(argv[3], NULL, 10);
-    double seconds = argc < 6 ? 0 : strtod(argv[4], NULL);
+    unsigned long port = argc < 7 ? 0 : strtoul(argv[1], NULL, 10);
+    unsigned long n = argc < 7 ? 0 : strtoul(argv[3], NULL, 10);
+    double seconds = argc < 7 ? 0 : strtod(argv[4], NULL);
 
     if (port == 0 || port > 65535 || n == 0 || n > STREAMS_MAX || seconds <= 0
-        || argc - 6 > PIDS_MAX)
+        || argc - 7 > PIDS_MAX)
     {
-        fprintf(stderr, "usage: client PORT PATH STREAMS(1..%d) SECONDS BODY "
-                "[PID...]\n", STREAMS_MAX);
+        fprintf(stderr, "usage: client PORT PATH STREAMS(1..%d) SECONDS "
+                "SLEEP_US BODY [PID...]\n", STREAMS_MAX);
         return 2;
     }
 
     c.n_streams = (uint32_t) n;
+    c.sleep_us = (unsigned) strtoul(argv[5], NULL, 10);
     c.addr.sin_port = htons((uint16_t) port);
     c.addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 
-    client_init(&c, argv[2], argv[5]);
+    client_init(&c, argv[2], argv[6]);
     client_open(&c);
     while (c.input == 0) {
         client_read(&c, UINT64_MAX, 1);
     }
     if (c.input > 0) {
-        client_look(&c, seconds, argv + 6, argc - 6);
+        client_look(&c, seconds, argv + 7, argc - 7);
     }
     while (c.input >= 0) {
         client_read(&c, UINT64_MAX, 1);
