@@ -178,7 +178,7 @@ $(O)/t/cuda/%.gpu: t/cuda/%.c $(CUDA_OBJ) $(O)/libmoe.a
 NGINX_SRC ?= /usr/share/nginx/src
 MODULE_SRC := config $(wildcard ngx_module/*.c ngx_module/*.h) \
               engine/abi.h engine/ring.h engine/ring.c \
-              engine/ring_peer.c
+              engine/ring_peer.c t/tools/build-module.sh
 
 $(MODULE): $(MODULE_SRC) | build-deps
 	bash t/tools/build-module.sh $(NGINX_SRC) $(O)/nginx $@

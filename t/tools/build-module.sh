@@ -26,14 +26,18 @@ configure=./configure
 [ -x "$src/configure" ] || configure=auto/configure
 
 cd "$src"
-# configure is needed once per NGINX and config; make decides the rest.
+# configure is needed once per NGINX, config, flags and place of both trees, which
+# objects do not tell; make decides the rest.
 stamp=$builddir/.configured
-if [ ! -f "$stamp" ] || [ "$root/config" -nt "$stamp" ]; then
+told="$root $src $builddir $cc_opt $ld_opt ${flags[*]}"
+if [ "$root/config" -nt "$stamp" ] || [ "$(cat "$stamp")" != "$told" ]; then
+    rm -rf "$builddir"
+    mkdir "$builddir"
     $configure --with-cc-opt="$cc_opt" --with-ld-opt="$ld_opt" "${flags[@]}" \
         --add-dynamic-module="$root" --builddir="$builddir" \
         > "$builddir/configure.log" 2>&1 \
         || { cat "$builddir/configure.log"; exit 1; }
-    touch "$stamp"
+    echo "$told" > "$stamp"
 fi
 make -f "$builddir/Makefile" modules > "$builddir/make.log" 2>&1 \
     || { cat "$builddir/make.log"; exit 1; }
