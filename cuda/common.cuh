@@ -15,9 +15,11 @@
  *          l / 4 and l / 4 + 8 columns 4c .. 4c + 3, c = l % 4.  (mma would
  *          have 2c, 2c + 1, 2c + 8, 2c + 9; any order will do, if x has it
  *          too: this one makes four of x one load.)
- *   fp8    tiles of 16 x 32, two of the above with a byte an element, four to a
- *          group of 128 columns, behind which the group's 16 scales lie: 2112
- *          bytes, of row tile i at (i * n_groups + group) * 2112
+ *   fp8    tiles of 16 x 32, in the order of A of wgmma's m64n128k32: lane l
+ *          holding of rows l / 4 and l / 4 + 8 columns 4c .. 4c + 3, and then
+ *          of both columns 16 + 4c ..; four to a group of 128 columns, behind
+ *          which the group's 16 scales lie: 2112 bytes, of row tile i at
+ *          (i * n_groups + group) * 2112
  *   f32    rows, each padded to a multiple of 4
  * Rows and columns beyond the matrix are 0.
  *

@@ -315,6 +315,46 @@ hw_group_wait(void)
 #endif
 }
 
+/* What this thread has stored in shared memory is for bulk copies and products
+ * that follow, too; before the barrier that they are behind. */
+static __device__ __forceinline__ void
+hw_shared_fence(void)
+{
+#if HW_HOPPER
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* n bytes from shared memory, some time until hw_bulk_put_wait() of this
+ * thread; a multiple of 16, as all addresses are. */
+static __device__ __forceinline__ void
+hw_bulk_put(void *to, const void *from, uint32_t n)
+{
+#if HW_HOPPER
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group "
+                 "[%0], [%1], %2;"
+                 :: "l"(to), "r"(hw_shared_address(from)), "r"(n)
+                 : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void
+hw_bulk_put_wait(void)
+{
+#if HW_HOPPER
+    asm volatile("cp.async.bulk.commit_group;\n"
+                 "cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
+}
+
+/* A barrier of the block's first N threads, whole warps. */
+template <int N>
+static __device__ __forceinline__ void
+hw_sync_first(void)
+{
+    asm volatile("bar.sync 1, %0;" :: "n"(N) : "memory");
+}
+
 /* Registers of a thread from here on, more or fewer than the kernel began with;
  * of all warps of a warpgroup.  A multiple of 8. */
 template <int N>
@@ -377,6 +417,42 @@ hw_group_mma(float (&d)[64], const uint4 &a, uint64_t b, bool add)
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b),
                    "r"((uint32_t) add));
 #endif
+}
+
+/* The same with A (64, 32) and B (32, 128) in e4m3: a.x has columns 4c .. 4c +
+ * 3 of row r, a.y of row r + 8, a.z and a.w columns 16 further. */
+static __device__ __forceinline__ void
+hw_group_mma8(float (&d)[64], const uint4 &a, uint64_t b, bool add)
+{
+#if HW_HOPPER
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {"
+                 HW_64_NAMES "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n"
+                 "}"
+                 : HW_64(d)
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b),
+                   "r"((uint32_t) add));
+#endif
+}
+
+/* Four floats as e4m3, rounded to nearest even, a in the lowest byte; what is
+ * too large becomes 448. */
+static __device__ __forceinline__ uint32_t
+hw_fp8x4(float a, float b, float c, float d)
+{
+    uint32_t v = 0;
+
+#if HW_HOPPER
+    uint16_t lo, hi;
+
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(lo) : "f"(b), "f"(a));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(hi) : "f"(d), "f"(c));
+    v = lo | (uint32_t) hi << 16;
+#endif
+
+    return v;
 }
 
 #endif /* MOE_CUDA_HW_CUH */

@@ -144,15 +144,16 @@ stream_fp8_bits(uint32_t t)
 }
 
 
-/* Half of a lane's piece of fp8 as mma's A, not scaled. */
+/* Half of a lane's piece of fp8 as mma's A, not scaled: four columns of row r,
+ * and of row r + 8. */
 static __device__ __forceinline__ uint4
-stream_fp8(uint32_t xy, uint32_t zw, uint32_t times)
+stream_fp8(uint32_t r, uint32_t r8, uint32_t times)
 {
     return make_uint4(
-        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(xy, 0x1404)), times),
-        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(xy, 0x3424)), times),
-        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(zw, 0x1404)), times),
-        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(zw, 0x3424)), times));
+        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(r, 0x1404)), times),
+        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(r8, 0x1404)), times),
+        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(r, 0x3424)), times),
+        hw_bf16x2_mul(stream_fp8_bits(hw_bytes(r8, 0x3424)), times));
 }
 
 #define STREAM_TWO_120  0x7b807b80u     /* 2^120 twice, as bf16 */

@@ -193,9 +193,9 @@ pack_fp8(unsigned char *to, const float *rows, uint32_t n_rows, uint32_t n_in)
 
             for (uint32_t i = 0; i < n; i++) {
                 uint32_t lane = r % 8 * 4 + i % 16 / 4;
-                uint32_t at = (i % 4 / 2 * 2 + r / 8) * 2 + i % 2;
+                uint32_t at = i % 32 / 16 * 8 + r / 8 * 4 + i % 4;
 
-                group[i / 32 * 512 + lane * 16 + i % 32 / 16 * 8 + at] =
+                group[i / 32 * 512 + lane * 16 + at] =
                     round_fp8(x[i] / scale);
             }
         }

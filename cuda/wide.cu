@@ -1,90 +1,52 @@
 /*
  * wide.cu - products with weights for many rows of x on Hopper, by warpgroups
- * (wgmma): prompts' linears, and their experts.  Elsewhere, and for fewer rows,
- * see tile.cuh and stream.cuh.
+ * (wgmma): prompts' linears, their experts, and their keys and values.
+ * Elsewhere, and for fewer rows, see tile.cuh and stream.cuh.
  *
- *   bytes: a tile of 256 outputs by 128 rows reads 48 KiB for 64 columns, of
- *   which it makes 4.2 MFLOP; 96 FLOPs a byte of L2: bound by wgmma's rate if
- *   L2 gives 10 TB/s, by L2 below
+ *   bytes: a tile of 256 outputs by 128 rows reads 48 KiB for 64 columns (fp8:
+ *   128), of which it makes 4.2 (8.4) MFLOP: bound by wgmma's rate if L2 gives
+ *   10 TB/s, by L2 below.  The weights' side is the longer one, since an
+ *   expert's last tile of rows is empty in part, half a tile on average.
  *
- * Two kernels.  round_kernel() rounds x to bf16 and lays it out as wgmma reads
- * it from shared memory, and sorts the rows by expert on the way:
- *
- *   atom     8 rows of 64 columns, 1 KiB: row r at 128 r, its piece p of 16
- *            bytes at p ^ r (the 128-byte swizzle); columns of each 16 in the
- *            order in which common.cuh's weights have them
- *   x16      (column block, row block) of atoms, so that any rows from a
- *            multiple of 8 on are one copy
+ * x comes in atoms (wide.cuh), in the weights' type: with weights in fp8, x is
+ * rounded to fp8 as well, with a scale to 128 columns of a row.
  *
  * wide_kernel() has a warp that copies and two warpgroups that multiply, with
- * STAGES of 64 columns between them:
+ * STAGES of 128 bytes of columns between them:
  *
  *   warpgroup  outputs                              rows
  *       0      row tiles 0-3 of each of two halves  all 128
  *       1      row tiles 4-7                        all 128
  *
- * where the halves are 128 outputs and the next 128, or gate and up.  Weights
- * are A, from shared memory to registers in the order that they have in memory;
- * x is B.  Blocks stay, and take every gridDim.x'th tile, so that the first
- * columns of the next tile are on their way while sums are stored.
+ * where the halves are 128 outputs and the next 128, or gate and up, or keys
+ * and values.  Weights are A, from shared memory to registers in the order that
+ * they have in memory; x is B.  In fp8 the sums of 128 columns are multiplied
+ * with their scales and added up in floats, since wgmma's own sums of e4m3 keep
+ * 14 bits: while one warpgroup does that, the other's products run.
+ *
+ * Blocks stay, and take every gridDim.x'th tile, so that the first columns of
+ * the next tile are on their way while sums are stored.  What the next product
+ * reads goes through shared memory, where it is put in atoms, and is copied
+ * from there.
  *
  * Not measured on a GPU yet.
  */
 #include "common.cuh"
-#include "stream.cuh"
+#include "wide.cuh"
 
 #include <string.h>
 
 #define GROUPS          2                       /* warpgroups */
 #define GROUP_THREADS   (4 * HW_WARP)
-#define THREADS         ((GROUPS + 1) * GROUP_THREADS)
+#define WORKERS         (GROUPS * GROUP_THREADS)
+#define THREADS         (WORKERS + GROUP_THREADS)
 /* Of 65536 registers, 168 a thread are dealt out to begin with. */
 #define REGISTERS       240                     /* of those that multiply */
 #define REGISTERS_COPY  24
 #define STAGES          4
-#define ROWS            128                     /* of x, in a tile */
-#define COLS            64                      /* in a stage */
-#define COL_TILES       (COLS / CUDA_TILE)
+#define PIECES          4                       /* k of wgmma, in a stage */
 #define HALF_TILES      (GROUPS * 4)            /* row tiles in a half */
-#define ATOM_ROWS       8
-#define ATOM_BYTES      1024
-#define X_BYTES         (ROWS / ATOM_ROWS * ATOM_BYTES)
-/* Of a row tile in a stage; with fp8 its 16 scales come last. */
-#define W_BYTES_MAX     (COL_TILES * 512)
-#define FP8_BYTES       (COLS * CUDA_TILE)
-#define SCALE_BYTES     (CUDA_TILE * 4)
-#define STAGE_BYTES     (X_BYTES + 2 * HALF_TILES * W_BYTES_MAX)
-#define ROOM            (STAGES * STAGE_BYTES + 1024)
-
-struct wide_args {
-    struct stream_matrix m;         /* of expert or head 0 */
-    const unsigned char *up;        /* NULL: the halves are both of m */
-    size_t               w_bytes;   /* of one matrix */
-    uint32_t             n;         /* matrices */
-    const unsigned char *x16;
-    uint32_t             x_blocks;  /* row blocks in x16 */
-    uint32_t             x_cols;    /* column blocks from matrix to matrix */
-    uint32_t             n_rows;    /* where start is NULL */
-    const uint32_t      *start;     /* (n + 1) an expert's first row of y */
-    struct tensor        y;
-    size_t               y_head;    /* columns from matrix to matrix */
-    int                  add;
-    unsigned char       *y16;       /* the activation, laid out as x16 is */
-};
-
-struct round_args {
-    struct tensor   x;
-    size_t          x_head;
-    uint32_t        n_heads;
-    uint32_t        n_in;
-    uint32_t        n_rows;         /* or slots */
-    uint32_t        n_active;       /* slots of a row */
-    const uint32_t *ids;            /* NULL: rows stay in order */
-    const uint32_t *place;
-    const uint32_t *start;
-    unsigned char  *x16;
-    uint32_t        x_blocks;
-};
+#define SCALES_BYTES    (WIDE_ROWS * 4)
 
 /* A tile, and how far the tiles are counted. */
 struct wide_tile {
@@ -97,131 +59,70 @@ struct wide_tile {
 };
 
 
-/* Where in x16 expert e's rows begin: a multiple of 8.  Each expert has up to
- * 8 rows more than it fills, and so nobody has to add up. */
-static __device__ __forceinline__ uint32_t
-first_block(const uint32_t *start, uint32_t e)
+/* Of a row tile in a stage. */
+template <enum dtype T>
+static constexpr __device__ __host__ uint32_t
+w_room(void)
 {
-    return start == NULL ? 0 : start[e] / ATOM_ROWS + e;
+    return T == DTYPE_FP8 ? CUDA_FP8_BYTES : PIECES * 512;
 }
 
-static inline __host__ uint32_t
-blocks_of(uint32_t n_rows, uint32_t n_experts)
+/* Atoms of x, row tiles of both halves, and x's scales. */
+template <enum dtype T>
+static constexpr __device__ __host__ uint32_t
+stage_bytes(void)
 {
-    return cuda_div_up(n_rows, ATOM_ROWS) + n_experts;
+    return (ATOMS_BYTES + 2 * HALF_TILES * w_room<T>()
+            + (T == DTYPE_FP8 ? SCALES_BYTES : 0) + 1023) / 1024 * 1024;
 }
 
-
-/* Byte of piece `piece` (8 columns) of a row in x16. */
-static __device__ __forceinline__ size_t
-piece_at(uint32_t row, uint32_t piece, uint32_t x_blocks)
+/* What comes out: 128 outputs of 128 rows. */
+template <enum dtype T>
+static constexpr __device__ __host__ uint32_t
+out_bytes(void)
 {
-    size_t atom = (size_t) (piece / 8) * x_blocks + row / ATOM_ROWS;
-
-    return atom * ATOM_BYTES + row % ATOM_ROWS * 128
-           + (piece % 8 ^ row % ATOM_ROWS) * 16;
+    return T == DTYPE_FP8 ? ATOMS_BYTES : 2 * ATOMS_BYTES;
 }
 
-
-/* Column k of 16 as its place in wgmma's order. */
-static __device__ __forceinline__ uint32_t
-order_of(uint32_t k)
+/* With fp8's largest outputs and scales, and with barriers: whole KiB. */
+template <enum dtype T>
+static constexpr __host__ size_t
+room_bytes(void)
 {
-    return k / 4 * 2 + k % 2 + k % 4 / 2 * 8;
+    return STAGES * stage_bytes<T>() + out_bytes<T>()
+           + (T == DTYPE_FP8 ? 6 : 1) * 1024;
 }
 
-
-/* A thread 16 columns of a row, zeros up to a whole number of atoms. */
-static __global__ void
-round_kernel(const struct round_args a)
-{
-    uint32_t n_tiles = cuda_div_up(a.n_in, COLS) * COL_TILES;
-    size_t   i = (size_t) blockIdx.x * blockDim.x + threadIdx.x;
-    uint32_t s = (uint32_t) (i / (n_tiles * a.n_heads));
-    uint32_t t = (uint32_t) (i % (n_tiles * a.n_heads)), row = s;
-
-    hw_depend();
-    hw_release();
-
-    if (s >= a.n_rows) {
-        return;
-    }
-
-    if (a.ids != NULL) {
-        uint32_t e = a.ids[s];
-
-        row = first_block(a.start, e) * ATOM_ROWS + a.place[s] - a.start[e];
-    }
-
-    const float *x = a.x.data + a.x.stride * (s / a.n_active)
-                     + a.x_head * (t / n_tiles);
-    uint32_t     k = t % n_tiles * CUDA_TILE;
-    float4       v[4];
-
-    for (int c = 0; c < 4; c++) {
-        v[c] = stream_four(x, k + 4 * c, a.n_in);
-    }
-
-    *(uint4 *) (void *) (a.x16 + piece_at(row, 2 * t, a.x_blocks)) =
-        make_uint4(hw_bf16x2(v[0].x, v[0].y), hw_bf16x2(v[1].x, v[1].y),
-                   hw_bf16x2(v[2].x, v[2].y), hw_bf16x2(v[3].x, v[3].y));
-    *(uint4 *) (void *) (a.x16 + piece_at(row, 2 * t + 1, a.x_blocks)) =
-        make_uint4(hw_bf16x2(v[0].z, v[0].w), hw_bf16x2(v[1].z, v[1].w),
-                   hw_bf16x2(v[2].z, v[2].w), hw_bf16x2(v[3].z, v[3].w));
-}
-
-
-/* Tile number `tile`; false: there are fewer.  t is the one before, or zeros;
- * numbers only rise. */
-static __device__ bool
-find_tile(struct wide_tile &t, const struct wide_args &a, uint32_t tile)
-{
-    uint32_t width = HALF_TILES * (a.up != NULL ? 1 : 2);
-
-    t.n_outs = cuda_div_up(cuda_div_up(a.m.n_out, CUDA_TILE), width);
-
-    for (;; t.i++) {
-        if (t.i == a.n) {
-            return false;
-        }
-
-        t.n_rows = a.start == NULL ? a.n_rows
-                                   : a.start[t.i + 1] - a.start[t.i];
-
-        uint32_t n = cuda_div_up(t.n_rows, ROWS) * t.n_outs;
-
-        if (tile < t.first + n) {
-            break;
-        }
-
-        t.first += n;
-    }
-
-    t.row0 = (tile - t.first) / t.n_outs * ROWS;
-    t.out0 = (tile - t.first) % t.n_outs * width;
-
-    return true;
-}
-
-
+template <enum dtype T>
 static __device__ __forceinline__ unsigned char *
 stage_of(uint32_t i)
 {
-    return hw_shared() + i % STAGES * STAGE_BYTES;
+    return hw_shared() + i % STAGES * stage_bytes<T>();
 }
 
-/* Barriers behind the stages: filled, and free again. */
+template <enum dtype T>
+static __device__ __forceinline__ unsigned char *
+out_room(void)
+{
+    return hw_shared() + STAGES * stage_bytes<T>();
+}
+
+/* Barriers come last: filled, and free again. */
+template <enum dtype T>
 static __device__ __forceinline__ uint64_t *
 full_of(uint32_t i)
 {
-    return (uint64_t *) (void *) (hw_shared() + STAGES * STAGE_BYTES)
+    return (uint64_t *) (void *) (out_room<T>() + out_bytes<T>()
+                                  + (T == DTYPE_FP8 ? (HALF_TILES + 1)
+                                                      * SCALES_BYTES : 0))
            + i % STAGES;
 }
 
+template <enum dtype T>
 static __device__ __forceinline__ uint64_t *
 free_of(uint32_t i)
 {
-    return full_of(i) + STAGES;
+    return full_of<T>(i) + STAGES;
 }
 
 static __device__ __forceinline__ uint32_t
@@ -231,15 +132,69 @@ phase_of(uint32_t i)
 }
 
 
+/* Tile number `tile`; false: there are fewer.  t is the one before, or zeros;
+ * numbers only rise. */
+static __device__ bool
+find_tile(struct wide_tile &t, const struct wide_args &a, uint32_t tile)
+{
+    uint32_t width = HALF_TILES * (a.up.n_out != 0 ? 1 : 2);
+
+    t.n_outs = cuda_div_up(cuda_div_up(max(a.m.n_out, a.up.n_out), CUDA_TILE),
+                           width);
+
+    for (;; t.i++) {
+        if (t.i == a.n) {
+            return false;
+        }
+
+        t.n_rows = a.start == NULL ? a.n_rows
+                                   : a.start[t.i + 1] - a.start[t.i];
+
+        uint32_t n = cuda_div_up(t.n_rows, WIDE_ROWS) * t.n_outs;
+
+        if (tile < t.first + n) {
+            break;
+        }
+
+        t.first += n;
+    }
+
+    t.row0 = (tile - t.first) / t.n_outs * WIDE_ROWS;
+    t.out0 = (tile - t.first) % t.n_outs * width;
+
+    return true;
+}
+
+
 /* What a stage has of a row tile: 16 columns of it may be all that is left. */
 template <enum dtype T>
 static __device__ __forceinline__ uint32_t
 w_bytes(const struct wide_args &a, uint32_t k)
 {
-    uint32_t n = cuda_div_up(a.m.n_in, CUDA_TILE) - k * COL_TILES;
+    uint32_t n = cuda_div_up(a.m.n_in, CUDA_TILE) - k * PIECES;
 
-    return T == DTYPE_FP8 ? FP8_BYTES + SCALE_BYTES
-                          : min(n, (uint32_t) COL_TILES) * 512;
+    return T == DTYPE_FP8 ? CUDA_FP8_BYTES : min(n, (uint32_t) PIECES) * 512;
+}
+
+
+/* Row tiles from `tile` on that there are, up to n. */
+static __device__ __forceinline__ uint32_t
+count_tiles(uint32_t n_out, uint32_t tile, uint32_t n)
+{
+    uint32_t all = cuda_div_up(n_out, CUDA_TILE);
+
+    return tile < all ? min(n, all - tile) : 0;
+}
+
+
+/* Row tiles of a stage, of both halves. */
+static __device__ __forceinline__ uint32_t
+tiles_of(const struct wide_args &a, const struct wide_tile &t)
+{
+    return a.up.n_out == 0
+           ? count_tiles(a.m.n_out, t.out0, 2 * HALF_TILES)
+           : count_tiles(a.m.n_out, t.out0, HALF_TILES)
+             + count_tiles(a.up.n_out, t.out0, HALF_TILES);
 }
 
 
@@ -249,31 +204,46 @@ static __device__ __forceinline__ void
 copy_weights(const struct wide_args &a, const struct wide_tile &t, uint32_t k,
              uint32_t i)
 {
-    uint32_t             l = hw_lane(), n_tiles = cuda_div_up(a.m.n_out,
-                                                              CUDA_TILE);
-    uint32_t             tile = t.out0 + (a.up != NULL ? l % HALF_TILES : l);
-    const unsigned char *m = a.up != NULL && l >= HALF_TILES ? a.up : a.m.w;
-    unsigned char       *to = stage_of(i) + X_BYTES + l * W_BYTES_MAX;
+    uint32_t             l = hw_lane();
+    bool                 is_up = a.up.n_out != 0 && l >= HALF_TILES;
+    uint32_t             tile = t.out0 + (is_up ? l - HALF_TILES : l);
+    struct stream_matrix m = is_up ? a.up : a.m;
 
-    if (l >= 2 * HALF_TILES || tile >= n_tiles) {
+    if (l >= 2 * HALF_TILES || tile >= cuda_div_up(m.n_out, CUDA_TILE)
+        || (a.up.n_out != 0 && !is_up && l >= HALF_TILES))
+    {
         return;
     }
 
-    m += a.w_bytes * t.i;
+    m.w += (is_up ? a.up_bytes : a.m_bytes) * t.i;
+    m.w += T == DTYPE_FP8
+           ? ((size_t) tile * cuda_div_up(m.n_in, CUDA_FP8_COLS) + k)
+             * CUDA_FP8_BYTES
+           : ((size_t) tile * cuda_div_up(m.n_in, CUDA_TILE) + k * PIECES)
+             * 512;
+    hw_bulk_copy(stage_of<T>(i) + ATOMS_BYTES + l * w_room<T>(), m.w,
+                 w_bytes<T>(a, k), full_of<T>(i));
+}
 
-    if (T == DTYPE_FP8) {
-        const unsigned char *from = m + ((size_t) tile
-                                         * cuda_div_up(a.m.n_in, CUDA_FP8_COLS)
-                                         + k / 2) * CUDA_FP8_BYTES;
 
-        hw_bulk_copy(to, from + k % 2 * FP8_BYTES, FP8_BYTES, full_of(i));
-        hw_bulk_copy(to + FP8_BYTES, from + 2 * FP8_BYTES, SCALE_BYTES,
-                     full_of(i));
+/* Lanes 16 and 17 copy what there is of x. */
+template <enum dtype T>
+static __device__ __forceinline__ void
+copy_x(const struct wide_args &a, const struct wide_tile &t, uint32_t k,
+       uint32_t i, uint32_t block, uint32_t n_blocks)
+{
+    size_t at = (size_t) (a.x_cols * t.i + k) * a.x.n_blocks + block;
 
-    } else {
-        hw_bulk_copy(to, m + ((size_t) tile * cuda_div_up(a.m.n_in, CUDA_TILE)
-                              + k * COL_TILES) * 512, w_bytes<T>(a, k),
-                     full_of(i));
+    if (hw_lane() == 2 * HALF_TILES) {
+        hw_bulk_copy(stage_of<T>(i), a.x.data + at * ATOM_BYTES,
+                     n_blocks * ATOM_BYTES, full_of<T>(i));
+    }
+
+    if (T == DTYPE_FP8 && hw_lane() == 2 * HALF_TILES + 1) {
+        hw_bulk_copy(stage_of<T>(i) + ATOMS_BYTES
+                     + 2 * HALF_TILES * w_room<T>(), a.x.scales
+                     + at * ATOM_ROWS, n_blocks * ATOM_ROWS * 4,
+                     full_of<T>(i));
     }
 }
 
@@ -283,8 +253,7 @@ template <enum dtype T>
 static __device__ void
 produce(const struct wide_args &a)
 {
-    uint32_t         n_k = cuda_div_up(a.m.n_in, COLS), i = 0;
-    uint32_t         n_tiles = cuda_div_up(a.m.n_out, CUDA_TILE);
+    uint32_t         n_k = cuda_div_up(a.m.n_in, atom_cols(T)), i = 0;
     struct wide_tile t = {};
 
     hw_bulk_fence();
@@ -293,86 +262,56 @@ produce(const struct wide_args &a)
          tile += gridDim.x)
     {
         uint32_t block = first_block(a.start, t.i) + t.row0 / ATOM_ROWS;
-        uint32_t n_x = min((uint32_t) (ROWS / ATOM_ROWS), a.x_blocks - block)
-                       * ATOM_BYTES;
-        uint32_t n_w = a.up != NULL
-                       ? 2 * min((uint32_t) HALF_TILES, n_tiles - t.out0)
-                       : min(2u * HALF_TILES, n_tiles - t.out0);
+        uint32_t n_blocks = min((uint32_t) (WIDE_ROWS / ATOM_ROWS),
+                                a.x.n_blocks - block);
+        uint32_t n_w = tiles_of(a, t);
+        uint32_t n_x = n_blocks * (ATOM_BYTES
+                                   + (T == DTYPE_FP8 ? ATOM_ROWS * 4 : 0));
 
         for (uint32_t k = 0; k < n_k; k++, i++) {
-            hw_barrier_wait(free_of(i), phase_of(i) ^ 1);
+            hw_barrier_wait(free_of<T>(i), phase_of(i) ^ 1);
 
             if (hw_lane() == 0) {
-                hw_barrier_expect(full_of(i), n_x + n_w * w_bytes<T>(a, k));
+                hw_barrier_expect(full_of<T>(i), n_x + n_w * w_bytes<T>(a, k));
             }
 
             __syncwarp();
             copy_weights<T>(a, t, k, i);
-
-            if (hw_lane() == HW_WARP - 1) {
-                hw_bulk_copy(stage_of(i), a.x16
-                             + ((size_t) (a.x_cols * t.i + k) * a.x_blocks
-                                + block) * ATOM_BYTES, n_x, full_of(i));
-            }
+            copy_x<T>(a, t, k, i, block, n_blocks);
         }
     }
 }
 
 
-/* Columns 16u of row tile `tile` of the stage, as mma's A; zeros beyond n_u.
- * Here the scale of fp8 is rounded to bf16, as in tile.cuh. */
+/* Piece u of row tile `tile` of the stage, as wgmma's A; zeros beyond n_u. */
 template <enum dtype T>
 static __device__ __forceinline__ uint4
 load_a(const unsigned char *stage, uint32_t tile, uint32_t u, uint32_t n_u)
 {
-    const unsigned char *w = stage + X_BYTES + tile * W_BYTES_MAX;
-
-    if (T != DTYPE_FP8) {
-        return u < n_u ? *(const uint4 *) (const void *)
-                         (w + u * 512 + hw_lane() * 16)
-                       : make_uint4(0, 0, 0, 0);
-    }
-
-    const uint2  two = *(const uint2 *) (const void *)
-                       (w + u / 2 * 512 + hw_lane() * 16 + u % 2 * 8);
-    const float *scales = (const float *) (const void *) (w + FP8_BYTES);
-    float        f0 = scales[hw_lane() / 4], f1 = scales[hw_lane() / 4 + 8];
-    uint32_t     s0 = hw_bf16x2(f0, f0), s1 = hw_bf16x2(f1, f1);
-    uint4        one = stream_fp8(two.x, two.y, STREAM_TWO_120);
-
-    return make_uint4(hw_bf16x2_mul(one.x, s0), hw_bf16x2_mul(one.y, s1),
-                      hw_bf16x2_mul(one.z, s0), hw_bf16x2_mul(one.w, s1));
-}
-
-
-/* B of 16 columns: where it is, in units of 16 bytes; 8 rows to 1024 bytes;
- * the 128-byte swizzle.  See PTX, "matrix descriptor". */
-static __device__ __forceinline__ uint64_t
-descriptor(const unsigned char *at)
-{
-    return (uint64_t) (hw_shared_address(at) >> 4 & 0x3fff)
-           | (uint64_t) 1 << 16 | (uint64_t) (ATOM_BYTES >> 4) << 32
-           | (uint64_t) 1 << 62;
+    return u < n_u ? *(const uint4 *) (const void *)
+                     (stage + ATOMS_BYTES + tile * w_room<T>() + u * 512
+                      + hw_lane() * 16)
+                   : make_uint4(0, 0, 0, 0);
 }
 
 
 /* acc = this warpgroup's 64 outputs of both halves, of a whole tile. */
-template <enum dtype T>
 static __device__ __forceinline__ void
-multiply(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
+multiply_bf16(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
 {
-    uint32_t n_k = cuda_div_up(a.m.n_in, COLS);
-    uint32_t warp = threadIdx.x / HW_WARP;      /* 0 .. 7: its row tile */
+    const enum dtype T = DTYPE_BF16;
+    uint32_t         n_k = cuda_div_up(a.m.n_in, atom_cols(T));
+    uint32_t         warp = threadIdx.x / HW_WARP;      /* 0 .. 7: row tile */
 
     for (uint32_t k = 0; k < n_k; k++, ++*i) {
-        const unsigned char *stage = stage_of(*i);
+        const unsigned char *stage = stage_of<T>(*i);
         uint32_t             n_u = w_bytes<T>(a, k) / 512;
-        uint4                w[2][COL_TILES];
+        uint4                w[2][PIECES];
 
-        hw_barrier_wait(full_of(*i), phase_of(*i));
+        hw_barrier_wait(full_of<T>(*i), phase_of(*i));
 
 #pragma unroll
-        for (int u = 0; u < COL_TILES; u++) {
+        for (int u = 0; u < PIECES; u++) {
             w[0][u] = load_a<T>(stage, warp, u, n_u);
             w[1][u] = load_a<T>(stage, HALF_TILES + warp, u, n_u);
         }
@@ -380,7 +319,7 @@ multiply(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
         hw_group_fence();
 
 #pragma unroll
-        for (int u = 0; u < COL_TILES; u++) {
+        for (int u = 0; u < PIECES; u++) {
             hw_group_mma(acc[0], w[0][u], descriptor(stage + u * 32),
                          k + u != 0);
             hw_group_mma(acc[1], w[1][u], descriptor(stage + u * 32),
@@ -393,7 +332,78 @@ multiply(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
         hw_group_keep(acc[1]);
 
         if (hw_lane() == 0) {
-            hw_barrier_arrive(free_of(*i));
+            hw_barrier_arrive(free_of<T>(*i));
+        }
+    }
+}
+
+
+/* acc += the sums of 128 columns times the scales of outputs and of rows. */
+static __device__ __forceinline__ void
+promote(float (&acc)[64], const float (&part)[64], const unsigned char *stage,
+        uint32_t tile)
+{
+    const uint32_t room = w_room<DTYPE_FP8>();
+    const float   *w = (const float *) (const void *)
+                       (stage + ATOMS_BYTES + tile * room
+                        + CUDA_TILE * CUDA_FP8_COLS);
+    const float   *x = (const float *) (const void *)
+                       (stage + ATOMS_BYTES + 2 * HALF_TILES * room);
+    float          w0 = w[hw_lane() / 4], w8 = w[hw_lane() / 4 + 8];
+
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+        float2 s = *(const float2 *) (const void *)
+                   (x + j * 8 + hw_lane() % 4 * 2);
+
+        acc[4 * j] += part[4 * j] * (w0 * s.x);
+        acc[4 * j + 1] += part[4 * j + 1] * (w0 * s.y);
+        acc[4 * j + 2] += part[4 * j + 2] * (w8 * s.x);
+        acc[4 * j + 3] += part[4 * j + 3] * (w8 * s.y);
+    }
+}
+
+
+static __device__ __forceinline__ void
+multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
+{
+    const enum dtype T = DTYPE_FP8;
+    uint32_t         n_k = cuda_div_up(a.m.n_in, atom_cols(T));
+    uint32_t         warp = threadIdx.x / HW_WARP;
+
+    memset(acc, 0, sizeof(acc));
+
+    for (uint32_t k = 0; k < n_k; k++, ++*i) {
+        const unsigned char *stage = stage_of<T>(*i);
+
+        hw_barrier_wait(full_of<T>(*i), phase_of(*i));
+
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t tile = half * HALF_TILES + warp;
+            float    part[64];
+            uint4    w[PIECES];
+
+#pragma unroll
+            for (int u = 0; u < PIECES; u++) {
+                w[u] = load_a<T>(stage, tile, u, PIECES);
+            }
+
+            hw_group_fence();
+
+#pragma unroll
+            for (int u = 0; u < PIECES; u++) {
+                hw_group_mma8(part, w[u], descriptor(stage + u * 32), u != 0);
+            }
+
+            hw_group_commit();
+            hw_group_wait<0>();
+            hw_group_keep(part);
+            promote(acc[half], part, stage, tile);
+        }
+
+        if (hw_lane() == 0) {
+            hw_barrier_arrive(free_of<T>(*i));
         }
     }
 }
@@ -438,25 +448,183 @@ store(const float (&acc)[2][64], const struct wide_args &a,
 }
 
 
-/* silu(gate) * up, as the x16 of the product that comes next. */
+/* Atoms of a block of outputs, from shared memory to where they belong: behind
+ * a barrier, by one thread. */
 static __device__ __forceinline__ void
-store_activation(const float (&acc)[2][64], const struct wide_args &a,
-                 const struct wide_tile &t)
+put_atoms(unsigned char *to, const unsigned char *from, uint32_t n)
 {
-    uint32_t tile = t.out0 + threadIdx.x / HW_WARP;
-    uint32_t first = first_block(a.start, t.i) * ATOM_ROWS;
+    hw_bulk_put(to, from, n * ATOM_BYTES);
+}
+
+
+/* v as 128 columns of 128 rows in bf16, to shared memory. */
+static __device__ __forceinline__ void
+lay_out_bf16(const float (&v)[64])
+{
+    uint32_t o0 = threadIdx.x / HW_WARP * CUDA_TILE;
 
 #pragma unroll
     for (int d = 0; d < 64; d++) {
-        uint32_t o = tile * CUDA_TILE + out_of(d), r = t.row0 + row_of(d);
-        uint32_t k = order_of(o % CUDA_TILE);
-        float    v = o < a.m.n_out ? cuda_silu(acc[0][d]) * acc[1][d] : 0;
+        uint32_t o = o0 + out_of(d), k = order_of(o % CUDA_TILE);
 
-        if (o < cuda_div_up(a.m.n_out, COLS) * COLS && r < t.n_rows) {
-            *(uint16_t *) (void *)
-                (a.y16 + piece_at(first + r, tile * 2 + k / 8, a.x_blocks)
-                 + k % 8 * 2) = (uint16_t) hw_bf16x2(v, 0);
+        *(uint16_t *) (void *)
+            (out_room<DTYPE_BF16>()
+             + piece_at(row_of(d), o / CUDA_TILE * 2 + k / 8,
+                        WIDE_ROWS / ATOM_ROWS) + k % 8 * 2) =
+            (uint16_t) hw_bf16x2(v[d], 0);
+    }
+}
+
+
+/* The same the other way round: outputs are rows. */
+static __device__ __forceinline__ void
+lay_out_turned(const float (&v)[64])
+{
+    uint32_t o0 = threadIdx.x / HW_WARP * CUDA_TILE;
+
+#pragma unroll
+    for (int d = 0; d < 64; d += 2) {
+        uint32_t r = row_of(d);
+
+        *(uint32_t *) (void *)
+            (out_room<DTYPE_BF16>() + piece_at(o0 + out_of(d), r / 8,
+                                               WIDE_ROWS / ATOM_ROWS)
+             + r % 8 * 2) = hw_bf16x2(v[d], v[d + 1]);
+    }
+}
+
+
+/* The same in fp8; the scale of each row to shared memory, too. */
+static __device__ __forceinline__ void
+lay_out_fp8(const float (&v)[64])
+{
+    unsigned char *room = out_room<DTYPE_FP8>();
+    float   *most = (float *) (void *) (room + out_bytes<DTYPE_FP8>());
+    float   *scales = most + HALF_TILES * WIDE_ROWS;
+    uint32_t warp = threadIdx.x / HW_WARP, r = threadIdx.x % WIDE_ROWS;
+
+#pragma unroll
+    for (int d = 0; d < 64; d += d % 4 == 1 ? 3 : 1) {
+        float m = fmaxf(fabsf(v[d]), fabsf(v[d + 2]));
+
+        m = fmaxf(m, hw_xor(m, 4));
+        m = fmaxf(m, hw_xor(m, 8));
+        m = fmaxf(m, hw_xor(m, 16));
+
+        if (hw_lane() < 4) {
+            most[warp * WIDE_ROWS + row_of(d)] = m;
         }
+    }
+
+    hw_sync_first<WORKERS>();
+
+    if (threadIdx.x < WIDE_ROWS) {
+        float m = 0;
+
+        for (uint32_t i = 0; i < HALF_TILES; i++) {
+            m = fmaxf(m, most[i * WIDE_ROWS + r]);
+        }
+
+        scales[r] = (m > FP8_LEAST ? m : FP8_MOST) / FP8_MOST;
+    }
+
+    hw_sync_first<WORKERS>();
+
+#pragma unroll
+    for (int d = 0; d < 64; d++) {
+        room[piece_at(row_of(d), warp, WIDE_ROWS / ATOM_ROWS) + out_of(d)] =
+            (unsigned char) hw_fp8x4(v[d] / scales[row_of(d)], 0, 0, 0);
+    }
+}
+
+
+/* silu(gate) * up of 128 outputs, as atoms of the product that comes next. */
+template <enum dtype T>
+static __device__ __forceinline__ void
+store_activation(float (&acc)[2][64], const struct wide_args &a,
+                 const struct wide_tile &t)
+{
+    uint32_t tile = t.out0 + threadIdx.x / HW_WARP;
+
+#pragma unroll
+    for (int d = 0; d < 64; d++) {
+        acc[0][d] = tile * CUDA_TILE + out_of(d) < a.m.n_out
+                    ? cuda_silu(acc[0][d]) * acc[1][d] : 0;
+    }
+
+    if (T == DTYPE_FP8) {
+        lay_out_fp8(acc[0]);
+    } else {
+        lay_out_bf16(acc[0]);
+    }
+
+    hw_shared_fence();
+    hw_sync_first<WORKERS>();
+
+    uint32_t block = first_block(a.start, t.i) + t.row0 / ATOM_ROWS;
+    uint32_t n = min((uint32_t) WIDE_ROWS / ATOM_ROWS,
+                     cuda_div_up(t.n_rows - t.row0, ATOM_ROWS));
+    uint32_t col = t.out0 * CUDA_TILE / atom_cols(T), n_cols = 128
+                   / atom_cols(T);
+
+    for (uint32_t i = 0; threadIdx.x == 0 && i < n_cols; i++) {
+        size_t at = (size_t) (col + i) * a.act.n_blocks + block;
+
+        if ((col + i) * atom_cols(T) < a.m.n_out) {
+            put_atoms(a.act.data + at * ATOM_BYTES,
+                      out_room<T>() + i * ATOMS_BYTES, n);
+
+            if (T == DTYPE_FP8) {
+                hw_bulk_put(a.act.scales + at * ATOM_ROWS, out_room<T>()
+                            + out_bytes<T>() + HALF_TILES * SCALES_BYTES,
+                            n * ATOM_ROWS * 4);
+            }
+        }
+    }
+
+    if (threadIdx.x == 0) {
+        hw_bulk_put_wait();
+    }
+
+    hw_sync_first<WORKERS>();
+}
+
+
+/* Keys by rows, values by outputs: what attention over prompts multiplies.  A
+ * tile's keys are 128, those beyond the last one of zeros. */
+static __device__ __forceinline__ void
+store_keys(float (&acc)[2][64], const struct wide_args &a,
+           const struct wide_tile &t)
+{
+    uint32_t o0 = threadIdx.x / HW_WARP * CUDA_TILE;
+    size_t   n_tiles = cuda_div_up(a.n_rows, WIDE_ROWS);
+    size_t   at = (n_tiles * t.i + t.row0 / WIDE_ROWS) * 2 * ATOMS_BYTES;
+
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t n_out = half == 0 ? a.m.n_out : a.up.n_out;
+
+#pragma unroll
+        for (int d = 0; d < 64; d++) {
+            acc[half][d] = o0 + out_of(d) < n_out ? acc[half][d] : 0;
+        }
+
+        if (half == 0) {
+            lay_out_bf16(acc[half]);
+        } else {
+            lay_out_turned(acc[half]);
+        }
+
+        hw_shared_fence();
+        hw_sync_first<WORKERS>();
+
+        if (threadIdx.x == 0) {
+            put_atoms((half == 0 ? a.keys : a.values) + at,
+                      out_room<DTYPE_BF16>(), 2 * WIDE_ROWS / ATOM_ROWS);
+            hw_bulk_put_wait();
+        }
+
+        hw_sync_first<WORKERS>();
     }
 }
 
@@ -473,10 +641,18 @@ consume(const struct wide_args &a)
     {
         float acc[2][64];
 
-        multiply<T>(acc, a, &i);
+        if (T == DTYPE_FP8) {
+            multiply_fp8(acc, a, &i);
+        } else {
+            multiply_bf16(acc, a, &i);
+        }
 
-        if (a.y16 != NULL) {
-            store_activation(acc, a, t);
+        if (a.out == WIDE_ACTIVATION) {
+            store_activation<T>(acc, a, t);
+
+        } else if (T == DTYPE_BF16 && a.out == WIDE_KEYS) {
+            store_keys(acc, a, t);
+
         } else {
             store(acc, a, t);
         }
@@ -490,8 +666,8 @@ wide_kernel(const struct wide_args a)
 {
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < STAGES; i++) {
-            hw_barrier_init(full_of(i), 1);
-            hw_barrier_init(free_of(i), GROUPS * 4);
+            hw_barrier_init(full_of<T>(i), 1);
+            hw_barrier_init(free_of<T>(i), GROUPS * 4);
         }
     }
 
@@ -499,7 +675,7 @@ wide_kernel(const struct wide_args a)
     hw_depend();
     hw_release();
 
-    if (threadIdx.x >= GROUPS * GROUP_THREADS) {
+    if (threadIdx.x >= WORKERS) {
         hw_group_registers_fewer<REGISTERS_COPY>();
 
         if (threadIdx.x / HW_WARP == GROUPS * 4) {
@@ -513,24 +689,15 @@ wide_kernel(const struct wide_args a)
 }
 
 
-static void
-launch_round(struct cuda *c, const struct round_args *a)
-{
-    size_t n = (size_t) a->n_rows * a->n_heads
-               * cuda_div_up(a->n_in, COLS) * COL_TILES;
-
-    cuda_launch(c, (uint32_t) ((n + CUDA_THREADS - 1) / CUDA_THREADS),
-                CUDA_THREADS, 0, round_kernel, *a);
-}
-
-
-static void
-launch_wide(struct cuda *c, const struct wide_args *a, enum dtype dtype)
+void
+cuda_wide(struct cuda *c, const struct wide_args *a, enum dtype dtype)
 {
     if (dtype == DTYPE_FP8) {
-        cuda_launch(c, c->n_sm, THREADS, ROOM, wide_kernel<DTYPE_FP8>, *a);
+        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_FP8>(),
+                    wide_kernel<DTYPE_FP8>, *a);
     } else {
-        cuda_launch(c, c->n_sm, THREADS, ROOM, wide_kernel<DTYPE_BF16>, *a);
+        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_BF16>(),
+                    wide_kernel<DTYPE_BF16>, *a);
     }
 }
 
@@ -547,20 +714,21 @@ int
 cuda_wide_heads(struct cuda *c, const struct heads *h, int add)
 {
     const struct weight *w = h->w;
-    uint32_t n_cols = cuda_div_up(w->n_in, COLS);
-    uint32_t n_tiles = cuda_div_up(h->n_rows, ROWS)
+    struct round_args    x;
+    struct wide_args     a;
+    uint32_t n_cols = cuda_div_up(w->n_in, atom_cols(w->dtype));
+    uint32_t n_tiles = cuda_div_up(h->n_rows, WIDE_ROWS)
                        * cuda_div_up(w->n_out, 256) * w->n;
-    size_t   row_bytes = (size_t) n_cols * w->n * COLS * 2;
-    uint32_t most = (uint32_t) (CUDA_ROUNDED / row_bytes) / ROWS * ROWS;
+    size_t   rows_bytes = atoms_place(&a.x, NULL, w->dtype,
+                                      WIDE_ROWS / ATOM_ROWS,
+                                      (size_t) n_cols * w->n);
+    uint32_t most = (uint32_t) (CUDA_ROUNDED / rows_bytes) * WIDE_ROWS;
 
     if (!is_for(c, w) || n_tiles < (uint32_t) c->n_sm / 2 || most == 0) {
         return -1;
     }
 
     for (uint32_t r = 0; r < h->n_rows; r += most) {
-        struct round_args x;
-        struct wide_args  a;
-
         memset(&x, 0, sizeof(x));
         memset(&a, 0, sizeof(a));
         x.n_rows = min(most, h->n_rows - r);
@@ -570,22 +738,21 @@ cuda_wide_heads(struct cuda *c, const struct heads *h, int add)
         x.n_heads = w->n;
         x.n_in = w->n_in;
         x.n_active = 1;
-        x.x16 = c->rounded;
-        x.x_blocks = blocks_of(x.n_rows, 0);
-        launch_round(c, &x);
+        atoms_place(&x.y, c->rounded, w->dtype, blocks_of(x.n_rows, 0),
+                    (size_t) n_cols * w->n);
+        cuda_round(c, &x, w->dtype);
 
         a.m = stream_matrix_of(w);
-        a.w_bytes = cuda_weight_bytes(w);
+        a.m_bytes = cuda_weight_bytes(w);
         a.n = w->n;
-        a.x16 = x.x16;
-        a.x_blocks = x.x_blocks;
+        a.x = x.y;
         a.x_cols = n_cols;
         a.n_rows = x.n_rows;
         a.y = h->y;
         a.y.data += h->y.stride * r;
         a.y_head = h->y_head;
         a.add = add;
-        launch_wide(c, &a, w->dtype);
+        cuda_wide(c, &a, w->dtype);
     }
 
     return 0;
@@ -597,26 +764,27 @@ int
 cuda_wide_moe(struct cuda *c, const struct moe *m, const uint32_t *place,
               const uint32_t *start)
 {
-    uint32_t n_slots = m->n_rows * m->n_active, n = m->gate->n;
-    uint32_t n_blocks = blocks_of(n_slots, n + 1);
-    size_t   dim = cuda_div_up(m->gate->n_in, COLS) * COLS;
-    size_t   width = cuda_div_up(m->gate->n_out, COLS) * COLS;
-
-    if (!is_for(c, m->gate) || (uintptr_t) m->tmp_down.data % 16 != 0
-        || (uintptr_t) m->tmp_gate.data % 16 != 0
-        || n_blocks * ATOM_ROWS * dim * 2
-           > n_slots * m->tmp_down.stride * sizeof(float)
-        || n_blocks * ATOM_ROWS * width * 2
-           > n_slots * m->tmp_gate.stride * sizeof(float))
-    {
-        return -1;
-    }
-
+    enum dtype        t = m->gate->dtype;
+    uint32_t          n_slots = m->n_rows * m->n_active, n = m->gate->n;
+    uint32_t          n_blocks = blocks_of(n_slots, n + 1);
     struct round_args x;
     struct wide_args  a;
 
     memset(&x, 0, sizeof(x));
     memset(&a, 0, sizeof(a));
+
+    if (!is_for(c, m->gate) || (uintptr_t) m->tmp_down.data % 16 != 0
+        || (uintptr_t) m->tmp_gate.data % 16 != 0
+        || atoms_place(&x.y, m->tmp_down.data, t, n_blocks,
+                       cuda_div_up(m->gate->n_in, atom_cols(t)))
+           > n_slots * m->tmp_down.stride * sizeof(float)
+        || atoms_place(&a.act, m->tmp_gate.data, t, n_blocks,
+                       cuda_div_up(m->gate->n_out, atom_cols(t)))
+           > n_slots * m->tmp_gate.stride * sizeof(float))
+    {
+        return -1;
+    }
+
     x.x = m->x;
     x.n_heads = 1;
     x.n_in = m->gate->n_in;
@@ -625,27 +793,24 @@ cuda_wide_moe(struct cuda *c, const struct moe *m, const uint32_t *place,
     x.ids = m->ids;
     x.place = place;
     x.start = start;
-    x.x16 = (unsigned char *) m->tmp_down.data;
-    x.x_blocks = n_blocks;
-    launch_round(c, &x);
+    cuda_round(c, &x, t);
 
     a.m = stream_matrix_of(m->gate);
-    a.up = (const unsigned char *) m->up->data;
-    a.w_bytes = cuda_weight_bytes(m->gate);
+    a.up = stream_matrix_of(m->up);
+    a.m_bytes = a.up_bytes = cuda_weight_bytes(m->gate);
     a.n = n;
-    a.x16 = x.x16;
-    a.x_blocks = n_blocks;
+    a.x = x.y;
     a.start = start;
-    a.y16 = (unsigned char *) m->tmp_gate.data;
-    launch_wide(c, &a, m->gate->dtype);
+    a.out = WIDE_ACTIVATION;
+    cuda_wide(c, &a, t);
 
     a.m = stream_matrix_of(m->down);
-    a.up = NULL;
-    a.w_bytes = cuda_weight_bytes(m->down);
-    a.x16 = a.y16;
-    a.y16 = NULL;
+    a.up.n_out = 0;
+    a.m_bytes = cuda_weight_bytes(m->down);
+    a.x = a.act;
+    a.out = WIDE_FLOATS;
     a.y = m->tmp_down;
-    launch_wide(c, &a, m->down->dtype);
+    cuda_wide(c, &a, t);
 
     return 0;
 }

@@ -51,6 +51,7 @@ struct fibre {
     bool              depended;
     std::vector<copy> open;             /* not committed */
     std::vector<std::vector<copy>> groups;
+    std::vector<copy> puts;             /* from shared memory */
 };
 
 static struct {
@@ -59,7 +60,8 @@ static struct {
     unsigned n;
     unsigned n_done;
     unsigned n_at_barrier;
-    unsigned n_in_group[EMU_THREADS_MAX / EMU_WARP];    /* by its first warp */
+    /* Of warps, warpgroups and larger ones, by their first warp. */
+    unsigned n_in_group[3][EMU_THREADS_MAX / EMU_WARP];
     bool     moved;                     /* somebody, in this round */
     fibre   *now;
     void    *scheduler;                 /* its stack pointer */
@@ -127,7 +129,9 @@ fibre_enter()
 
     fibre *f = g.now;
 
-    if (!f->open.empty() || !f->groups.empty() || !emu_group_is_idle()) {
+    if (!f->open.empty() || !f->groups.empty() || !f->puts.empty()
+        || !emu_group_is_idle())
+    {
         emu_fail("ends with copies or products that were not waited for");
     }
 
@@ -418,16 +422,18 @@ emu_sync_group(unsigned n, void *arg, void (*fn)(void **args, unsigned n))
 {
     fibre   *f = g.now;
     unsigned from = index_of(f) / n * n;
+    unsigned kind = n == EMU_WARP ? 0 : n == 4 * EMU_WARP ? 1 : 2;
+    unsigned *n_here = &g.n_in_group[kind][from / EMU_WARP];
 
     g.moved = true;
     f->state = IN_GROUP;
     f->group = n;
     f->arg = arg;
 
-    if (++g.n_in_group[from / EMU_WARP] == n) {
-        void *args[128];
+    if (++*n_here == n) {
+        void *args[EMU_THREADS_MAX];
 
-        g.n_in_group[from / EMU_WARP] = 0;
+        *n_here = 0;
 
         for (unsigned i = 0; i < n; i++) {
             fibre *other = &g.fibres[from + i];
@@ -582,6 +588,28 @@ emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b)
     } else {
         g.bulk.push_back({ { to, from, n }, b });
     }
+}
+
+
+void
+emu_bulk_put(void *to, const void *from, size_t n)
+{
+    if (g.order == EMU_BACKWARDS) {
+        memcpy(to, from, n);
+    } else {
+        g.now->puts.push_back({ to, from, n });
+    }
+}
+
+
+void
+emu_bulk_put_wait()
+{
+    for (const copy &c : g.now->puts) {
+        memcpy(c.to, c.from, c.n);
+    }
+
+    g.now->puts.clear();
 }
 
 

@@ -62,9 +62,9 @@ unsigned char *emu_shared(size_t *n);
 /* Waits until all threads of the block are here. */
 void emu_sync_block();
 
-/* Waits until the `n` threads (warp: 32, warpgroup: 128) that this one belongs
- * to are here with their arguments; then fn runs once, over all of them in
- * order of threads. */
+/* Waits until the `n` threads (warp: 32, warpgroup: 128, or more of the
+ * block's first) that this one belongs to are here with their arguments; then
+ * fn runs once, over all of them in order of threads. */
 void emu_sync_group(unsigned n, void *arg,
                     void (*fn)(void **args, unsigned n));
 
@@ -84,9 +84,15 @@ void emu_barrier_arrive(uint64_t *b, unsigned n_bytes);
 void emu_barrier_wait(uint64_t *b, unsigned phase);
 void emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b);
 
-/* Products of a warpgroup (wgmma): group.cc. */
+/* Such copies from shared memory: made when this thread waits for them, or at
+ * once where turns are taken backwards. */
+void emu_bulk_put(void *to, const void *from, size_t n);
+void emu_bulk_put_wait();
+
+/* Products of a warpgroup (wgmma), in bf16 and in e4m3: group.cc. */
 void emu_group_fence();
 void emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add);
+void emu_group_mma8(float *d, const uint32_t *a, uint64_t b, bool add);
 void emu_group_commit();
 void emu_group_wait(unsigned n_left);
 bool emu_group_is_idle();

@@ -5,13 +5,14 @@
  */
 #include "emu.h"
 
+#include <cmath>
 #include <cstring>
 #include <vector>
 
 #define GROUP       128         /* threads */
 #define ROWS        64
 #define COLS        128
-#define K           16
+#define K_MAX       32          /* of e4m3; 16 of bf16 */
 #define SWIZZLE_128 1           /* of 16-byte pieces within 128 bytes */
 
 struct product {
@@ -19,6 +20,7 @@ struct product {
     const uint32_t *a;
     uint64_t        b;
     bool            add;
+    bool            is_fp8;
 };
 
 struct thread_products {
@@ -42,15 +44,43 @@ bf16(uint16_t half)
 }
 
 
+static float
+e4m3(uint8_t b)
+{
+    int   e = b >> 3 & 15;
+    float m = (float) (b & 7) / 8;
+    float v = (b & 0x7f) == 0x7f ? NAN
+              : e == 0 ? ldexpf(m, -6) : ldexpf(1 + m, e - 7);
+
+    return b & 0x80 ? -v : v;
+}
+
+
+/* Element i of what is at p. */
+static float
+element(const void *p, size_t i, bool is_fp8)
+{
+    uint16_t half;
+
+    if (is_fp8) {
+        return e4m3(((const uint8_t *) p)[i]);
+    }
+
+    memcpy(&half, (const char *) p + i * 2, 2);
+
+    return bf16(half);
+}
+
+
 /* Element (n, k) of B: rows of k, 8 of them to SBO bytes, 128 bytes each. */
 static float
-b_at(uint64_t desc, unsigned n, unsigned k)
+b_at(uint64_t desc, unsigned n, unsigned k, bool is_fp8)
 {
     size_t         n_bytes;
     unsigned char *room = emu_shared(&n_bytes);
     size_t         at = (size_t) (desc & 0x3fff) << 4;
     size_t         sbo = (size_t) (desc >> 32 & 0x3fff) << 4;
-    uint16_t       half;
+    size_t         n_each = is_fp8 ? 1 : 2;
 
     if (desc >> 62 != SWIZZLE_128 || (desc >> 49 & 7) != 0
         || (uintptr_t) room % 1024 != 0 || sbo % 1024 != 0)
@@ -59,17 +89,15 @@ b_at(uint64_t desc, unsigned n, unsigned k)
                  (unsigned long long) desc);
     }
 
-    at += n / 8 * sbo + n % 8 * 128 + k * 2;
+    at += n / 8 * sbo + n % 8 * 128 + k * n_each;
     at ^= (at >> 7 & 7) << 4;
 
-    if (at + 2 > n_bytes) {
+    if (at + n_each > n_bytes) {
         emu_fail("a product reads byte %zu of %zu of shared memory", at,
                  n_bytes);
     }
 
-    memcpy(&half, room + at, 2);
-
-    return bf16(half);
+    return element(room + at, 0, is_fp8);
 }
 
 
@@ -77,30 +105,33 @@ b_at(uint64_t desc, unsigned n, unsigned k)
 static void
 multiply(void **args, size_t group, size_t i)
 {
-    static float a[ROWS][K], b[K][COLS];
+    static float a[ROWS][K_MAX], b[K_MAX][COLS];
     const auto  *first = (const thread_products *) args[0];
     uint64_t     desc = first->groups[group][i].b;
+    bool         is_fp8 = first->groups[group][i].is_fp8;
+    unsigned     n_k = is_fp8 ? K_MAX : K_MAX / 2;
 
     for (unsigned n = 0; n < COLS; n++) {
-        for (unsigned k = 0; k < K; k++) {
-            b[k][n] = b_at(desc, n, k);
+        for (unsigned k = 0; k < n_k; k++) {
+            b[k][n] = b_at(desc, n, k, is_fp8);
         }
     }
 
     for (unsigned t = 0; t < GROUP; t++) {
         const product &p = ((const thread_products *) args[t])->groups[group]
                            [i];
+        unsigned       l = t % EMU_WARP, n_each = n_k / 8;
 
-        if (p.b != desc) {
-            emu_fail("threads of a warpgroup differ in their descriptor");
+        if (p.b != desc || p.is_fp8 != is_fp8) {
+            emu_fail("threads of a warpgroup differ in their product");
         }
 
-        for (unsigned e = 0; e < 8; e++) {
-            unsigned l = t % EMU_WARP;
-            unsigned row = t / EMU_WARP * 16 + l / 4 + e / 2 % 2 * 8;
+        /* Four words of n_each: rows r and r + 8, then both further on. */
+        for (unsigned e = 0; e < n_k / 2; e++) {
+            unsigned row = t / EMU_WARP * 16 + l / 4 + e / n_each % 2 * 8;
 
-            a[row][l % 4 * 2 + e % 2 + e / 4 * 8] =
-                bf16((uint16_t) (p.a[e / 2] >> e % 2 * 16));
+            a[row][l % 4 * n_each + e % n_each + e / n_each / 2 * n_k / 2] =
+                element(p.a, e, is_fp8);
         }
     }
 
@@ -113,7 +144,7 @@ multiply(void **args, size_t group, size_t i)
             unsigned row = t / EMU_WARP * 16 + l / 4 + e / 2 % 2 * 8;
             float    sum = p.add ? p.d[e] : 0;
 
-            for (unsigned k = 0; k < K; k++) {
+            for (unsigned k = 0; k < n_k; k++) {
                 sum += a[row][k] * b[k][col];
             }
 
@@ -157,8 +188,8 @@ emu_group_fence()
 }
 
 
-void
-emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add)
+static void
+add_product(const product &one)
 {
     thread_products &p = all[threadIdx.x];
 
@@ -166,7 +197,21 @@ emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add)
         emu_fail("a warpgroup's product without a fence");
     }
 
-    p.open.push_back({ d, a, b, add });
+    p.open.push_back(one);
+}
+
+
+void
+emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add)
+{
+    add_product({ d, a, b, add, false });
+}
+
+
+void
+emu_group_mma8(float *d, const uint32_t *a, uint64_t b, bool add)
+{
+    add_product({ d, a, b, add, true });
 }
 
 

@@ -362,4 +362,69 @@ hw_group_mma(float (&d)[64], const uint4 &a, uint64_t b, bool add)
     emu_group_mma(d, &a.x, b, add);
 }
 
+static inline void
+hw_group_mma8(float (&d)[64], const uint4 &a, uint64_t b, bool add)
+{
+    emu_group_mma8(d, &a.x, b, add);
+}
+
+static inline uint32_t
+hw_fp8_round(float f)
+{
+    uint32_t sign = __float_as_uint(f) >> 31 << 7;
+    float    a = fabsf(f);
+    int      e;
+
+    if (a != a) {
+        return 0x7f;
+    }
+
+    if (a >= 464) {
+        return sign | 0x7e;
+    }
+
+    frexpf(a, &e);
+    e = e < -5 ? -6 : e - 1;
+
+    int n = (int) rintf(ldexpf(a, 3 - e));      /* eighths of 2^e */
+
+    return sign | (uint32_t) (n < 8 ? n : n < 16 ? (e + 7) << 3 | (n - 8)
+                              : (e + 8) << 3);
+}
+
+static inline uint32_t
+hw_fp8x4(float a, float b, float c, float d)
+{
+    return hw_fp8_round(a) | hw_fp8_round(b) << 8 | hw_fp8_round(c) << 16
+           | hw_fp8_round(d) << 24;
+}
+
+static inline void
+hw_shared_fence()
+{
+}
+
+static inline void
+hw_bulk_put(void *to, const void *from, uint32_t n)
+{
+    if (((uintptr_t) to | (uintptr_t) from | n) % 16 != 0) {
+        emu_fail("a bulk copy of %u bytes from %p to %p", n, from, to);
+    }
+
+    emu_bulk_put(to, from, n);
+}
+
+static inline void
+hw_bulk_put_wait()
+{
+    emu_bulk_put_wait();
+}
+
+template <int N>
+static inline void
+hw_sync_first()
+{
+    emu_sync_group(N, NULL, NULL);
+}
+
 #endif /* MOE_CUDA_HW_CUH */

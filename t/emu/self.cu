@@ -510,6 +510,121 @@ test_group(void **)
 }
 
 
+/* Every number of e4m3 is rounded to itself, what is between to the nearer, or
+ * to the even one. */
+static void
+test_fp8(void **)
+{
+    float was = 0;
+
+    for (uint32_t i = 1; i < 0x7f; i++) {
+        float v = (i >> 3) == 0 ? ldexpf((float) i, -9)
+                  : ldexpf((float) (8 + i % 8), (int) (i >> 3) - 10);
+
+        assert_int_equal(hw_fp8x4(0, -v, v, 0), (i | 0x80) << 8 | i << 16);
+        assert_int_equal(hw_fp8x4((was + v) / 2, 0, 0, 0), i - i % 2);
+        assert_int_equal(hw_fp8x4(was + (v - was) * 0.51f, 0, 0, 0), i);
+        was = v;
+    }
+
+    assert_int_equal(hw_fp8x4(1e9f, -500, NAN, 449), 0x7e7ffe7e);
+}
+
+
+/* Of e4m3, columns 32 .. 63 of whole numbers. */
+static void
+test_group_fp8(void **)
+{
+    unsigned n_wrong = 0;
+
+    emu_run(1, 128, 128 * 128, false, [&] {
+        unsigned char *room = hw_shared();
+        unsigned       t = threadIdx.x, l = hw_lane();
+        uint64_t       b = (uint64_t) (hw_shared_address(room) >> 4)
+                           | (uint64_t) 64 << 32 | (uint64_t) 1 << 62;
+        uint32_t       a[4] = {};
+        float          d[64];
+
+        for (unsigned k = 0; k < 128; k++) {
+            room[t * 128 + (k / 16 ^ t % 8) * 16 + k % 16] =
+                (unsigned char) hw_fp8x4((float) ((t * 5 + k * 3) % 7), 0, 0,
+                                         0);
+        }
+
+        for (unsigned e = 0; e < 16; e++) {
+            unsigned row = t / 32 * 16 + l / 4 + e / 4 % 2 * 8;
+            unsigned k = l % 4 * 4 + e % 4 + e / 8 * 16;
+
+            a[e / 4] |= hw_fp8x4((float) ((row + k) % 5), 0, 0, 0)
+                        << e % 4 * 8;
+        }
+
+        __syncthreads();
+        hw_group_fence();
+        hw_group_mma8(d, make_uint4(a[0], a[1], a[2], a[3]), b + 2, false);
+        hw_group_commit();
+        hw_group_wait<0>();
+
+        for (unsigned e = 0; e < 64; e++) {
+            unsigned row = t / 32 * 16 + l / 4 + e / 2 % 2 * 8;
+            unsigned col = e / 4 * 8 + l % 4 * 2 + e % 2, want = 0;
+
+            for (unsigned k = 0; k < 32; k++) {
+                want += (row + k) % 5 * ((col * 5 + (k + 32) * 3) % 7);
+            }
+
+            n_wrong += d[e] != (float) want;
+        }
+    });
+
+    assert_int_equal(n_wrong, 0);
+}
+
+
+/* What was put is there when it was waited for; not before, and what is changed
+ * meanwhile is seen. */
+static void
+test_bulk_put(void **)
+{
+    auto put = [](bool wait, bool change) {
+        static uint4 to[2];
+        unsigned     x = 0;
+
+        memset(to, 0, sizeof(to));
+        emu_run(1, N, 32, false, [&] {
+            unsigned *room = (unsigned *) (void *) hw_shared();
+
+            if (threadIdx.x < 8) {
+                room[threadIdx.x] = threadIdx.x;
+            }
+
+            hw_shared_fence();
+            hw_sync_first<N>();
+
+            if (threadIdx.x == 0) {
+                hw_bulk_put(to, room, 32);
+
+                if (change) {
+                    room[7] = 1;
+                }
+
+                if (wait) {
+                    hw_bulk_put_wait();
+                }
+
+                x = to[1].w;
+            }
+        });
+
+        return x == 7 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return put(true, false); }));
+    assert_true(is_caught([&] { return put(false, false); }));
+    assert_true(is_caught([&] { return put(true, true); }));
+}
+
+
 int
 main()
 {
@@ -527,6 +642,9 @@ main()
         cmocka_unit_test(test_mma),
         cmocka_unit_test(test_bulk),
         cmocka_unit_test(test_group),
+        cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_group_fp8),
+        cmocka_unit_test(test_bulk_put),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

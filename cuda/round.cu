@@ -1,0 +1,117 @@
+/*
+ * round.cu - rows of x on their way to the warpgroups: rounded, laid out in
+ * atoms (wide.cuh), and sorted by expert.  Bound by memory: 4 bytes of an
+ * element are read, 2 or 1 written.
+ *
+ *   bf16   a thread 16 columns of a row
+ *   fp8    a warp 128 columns of a row, which share a scale: the largest of
+ *          them becomes 448; so a product's error is that of e4m3's mantissa,
+ *          2.4 % of random numbers, whatever else there is in the row
+ *
+ * Columns up to a whole column block are zero.
+ */
+#include "common.cuh"
+#include "wide.cuh"
+
+
+/* Where slot s goes. */
+static __device__ __forceinline__ uint32_t
+row_of_slot(const struct round_args &a, uint32_t s)
+{
+    if (a.ids == NULL) {
+        return s;
+    }
+
+    uint32_t e = a.ids[s];
+
+    return first_block(a.start, e) * ATOM_ROWS + a.place[s] - a.start[e];
+}
+
+
+static __global__ void
+round_bf16_kernel(const struct round_args a)
+{
+    uint32_t n_tiles = cuda_div_up(a.n_in, atom_cols(DTYPE_BF16))
+                       * (atom_cols(DTYPE_BF16) / CUDA_TILE);
+    size_t   i = (size_t) blockIdx.x * blockDim.x + threadIdx.x;
+    uint32_t s = (uint32_t) (i / (n_tiles * a.n_heads));
+    uint32_t t = (uint32_t) (i % (n_tiles * a.n_heads));
+
+    hw_depend();
+    hw_release();
+
+    if (s >= a.n_rows) {
+        return;
+    }
+
+    const float *x = a.x.data + a.x.stride * (s / a.n_active)
+                     + a.x_head * (t / n_tiles);
+    uint32_t     k = t % n_tiles * CUDA_TILE;
+    float4       v[4];
+
+    for (int c = 0; c < 4; c++) {
+        v[c] = stream_four(x, k + 4 * c, a.n_in);
+    }
+
+    put_pieces(a.y, row_of_slot(a, s), t, v);
+}
+
+
+static __global__ void
+round_fp8_kernel(const struct round_args a)
+{
+    uint32_t n_cols = cuda_div_up(a.n_in, CUDA_FP8_COLS);
+    size_t   i = ((size_t) blockIdx.x * blockDim.x + threadIdx.x) / HW_WARP;
+    uint32_t s = (uint32_t) (i / (n_cols * a.n_heads));
+    uint32_t t = (uint32_t) (i % (n_cols * a.n_heads)), l = hw_lane();
+
+    hw_depend();
+    hw_release();
+
+    if (s >= a.n_rows) {
+        return;
+    }
+
+    const float *x = a.x.data + a.x.stride * (s / a.n_active)
+                     + a.x_head * (t / n_cols);
+    float4       v = stream_four(x, t % n_cols * CUDA_FP8_COLS + 4 * l,
+                                 a.n_in);
+    float        most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)),
+                              fmaxf(fabsf(v.z), fabsf(v.w)));
+    uint32_t     row = row_of_slot(a, s);
+
+    for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
+        most = fmaxf(most, hw_xor(most, mask));
+    }
+
+    most = most > FP8_LEAST ? most : FP8_MOST;
+
+    float times = FP8_MOST / most;
+
+    *(uint32_t *) (void *) (a.y.data + piece_at(row, t * 8 + l / 4,
+                                                a.y.n_blocks) + l % 4 * 4) =
+        hw_fp8x4(v.x * times, v.y * times, v.z * times, v.w * times);
+
+    if (l == 0) {
+        a.y.scales[(size_t) t * a.y.n_blocks * ATOM_ROWS + row] =
+            most / FP8_MOST;
+    }
+}
+
+
+void
+cuda_round(struct cuda *c, const struct round_args *a, enum dtype dtype)
+{
+    size_t n = (size_t) a->n_rows * a->n_heads;
+
+    if (dtype == DTYPE_FP8) {
+        n *= cuda_div_up(a->n_in, CUDA_FP8_COLS) * HW_WARP;
+    } else {
+        n *= cuda_div_up(a->n_in, atom_cols(DTYPE_BF16))
+             * (atom_cols(DTYPE_BF16) / CUDA_TILE);
+    }
+
+    cuda_launch(c, (uint32_t) ((n + CUDA_THREADS - 1) / CUDA_THREADS),
+                CUDA_THREADS, 0, dtype == DTYPE_FP8 ? round_fp8_kernel
+                                                    : round_bf16_kernel, *a);
+}
