@@ -726,7 +726,7 @@ ngx_http_moe_chat_logprobs(ngx_http_moe_text_t *text,
 
     for (i = 0; i < delta->n_logprobs; i++) {
 
-        ngx_http_moe_slot_logprob(&p, &lp);
+        ngx_http_moe_event_logprob(&p, &lp);
 
         if (text->last > text->start && text->last[-1] == '}') {
             ngx_http_moe_text_lit(text, ",");
@@ -738,7 +738,7 @@ ngx_http_moe_chat_logprobs(ngx_http_moe_text_t *text,
         n_top = lp.n_top;
 
         for (k = 0; k < n_top; k++) {
-            ngx_http_moe_slot_logprob(&p, &lp);
+            ngx_http_moe_event_logprob(&p, &lp);
 
             if (k) {
                 ngx_http_moe_text_lit(text, ",");

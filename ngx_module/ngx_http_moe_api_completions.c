@@ -358,7 +358,7 @@ ngx_http_moe_completions_logprob(ngx_http_moe_choice_t *choice,
 {
     ngx_http_moe_logprob_t  lp;
 
-    ngx_http_moe_slot_logprob(p, &lp);
+    ngx_http_moe_event_logprob(p, &lp);
 
     if (choice->logprobs.last != choice->logprobs.start) {
         ngx_http_moe_text_lit(&choice->logprobs, ",");
@@ -402,7 +402,7 @@ ngx_http_moe_completions_tops(ngx_http_moe_text_t *text, const u_char **p,
     }
 
     for (i = 0; i < n && i < n_top; i++) {
-        ngx_http_moe_slot_logprob(p, &lp);
+        ngx_http_moe_event_logprob(p, &lp);
 
         if (i == 0) {
             ngx_http_moe_text_lit(text, "{\"");

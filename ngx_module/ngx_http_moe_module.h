@@ -4,11 +4,11 @@
  * The mental model.  A request is a context (ctx).  Its body is parsed by one
  * of two dialects (api) into a payload, which a channel carries to the engine
  * in a slot.  Events come back by slot, are rendered by the same dialect into
- * the context's `out`, and leave through one function of stream.c, which is
- * also the only place where a request is finalised once it was submitted.
+ * the context's `out`, and leave through output.c; stream.c is the only place
+ * where a request is finalised once it was submitted.
  *
  *      handler --> api --> channel == ring ==> engine
- *      client <-- stream <-- api <-- channel <== ring ==
+ *      client <-- output <-- stream, api <-- channel <== ring ==
  *
  * A slot outlives its context: when the client has left, the slot waits for
  * the engine's terminal event, without a context.  And a context outlives its
@@ -604,15 +604,19 @@ void ngx_http_moe_stream_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice,
 void ngx_http_moe_stream_done(ngx_http_moe_ctx_t *ctx,
     const struct abi_usage *usage);
 void ngx_http_moe_stream_error(ngx_http_moe_ctx_t *ctx);
-void ngx_http_moe_stream_flush(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_usage(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_close(ngx_http_moe_ctx_t *ctx);
-ngx_uint_t ngx_http_moe_stream_hold(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_stream_event(ngx_http_moe_ctx_t *ctx);
-ngx_int_t ngx_http_moe_stream_open(ngx_http_request_t *r);
 ngx_int_t ngx_http_moe_stream_watch(ngx_http_request_t *r,
     ngx_http_event_handler_pt handler);
 void ngx_http_moe_stream_finalize(ngx_http_moe_ctx_t *ctx, ngx_int_t rc);
+
+/* output.c */
+void ngx_http_moe_output_flush(ngx_http_moe_ctx_t *ctx);
+ngx_uint_t ngx_http_moe_output_hold(ngx_http_moe_ctx_t *ctx);
+ngx_int_t ngx_http_moe_output_open(ngx_http_request_t *r);
+ngx_int_t ngx_http_moe_output_wait(ngx_http_request_t *r);
+void ngx_http_moe_output_write_handler(ngx_http_request_t *r);
 
 /* timeout.c */
 void ngx_http_moe_timeout_arm(ngx_http_moe_ctx_t *ctx);
@@ -696,7 +700,15 @@ void ngx_http_moe_slot_drain(ngx_http_moe_channel_t *ch);
 void ngx_http_moe_slot_touch(ngx_http_moe_ctx_t *ctx);
 void ngx_http_moe_slot_flush(ngx_http_moe_engine_t *engine);
 void ngx_http_moe_slot_stuck(ngx_http_moe_channel_t *ch);
-void ngx_http_moe_slot_logprob(const u_char **p, ngx_http_moe_logprob_t *lp);
+void ngx_http_moe_slot_started(ngx_http_moe_channel_t *ch,
+    ngx_http_moe_slot_t *slot);
+void ngx_http_moe_slot_free(ngx_http_moe_channel_t *ch,
+    ngx_http_moe_slot_t *slot);
+
+/* event.c */
+const char *ngx_http_moe_event(ngx_http_moe_channel_t *ch,
+    const struct abi_frame *f, const u_char *data);
+void ngx_http_moe_event_logprob(const u_char **p, ngx_http_moe_logprob_t *lp);
 
 /* status.c */
 ngx_int_t ngx_http_moe_models_handler(ngx_http_request_t *r,

@@ -43,7 +43,7 @@ ngx_http_moe_prompt(ngx_http_moe_ctx_t *ctx, const u_char *logprobs)
     text = &ctx->prompt;
     p = logprobs;
 
-    ngx_http_moe_slot_logprob(&p, &lp);
+    ngx_http_moe_event_logprob(&p, &lp);
 
     if (text->last != text->start) {
         ngx_http_moe_text_lit(text, ",");
@@ -61,7 +61,7 @@ ngx_http_moe_prompt(ngx_http_moe_ctx_t *ctx, const u_char *logprobs)
     ngx_http_moe_prompt_entry(text, &lp);
 
     for (i = 0; i < n; i++) {
-        ngx_http_moe_slot_logprob(&p, &lp);
+        ngx_http_moe_event_logprob(&p, &lp);
 
         if (lp.id != id) {
             ngx_http_moe_text_lit(text, ",");

@@ -386,7 +386,7 @@ ngx_http_moe_rejoin_told(ngx_http_moe_rejoin_t *rj, ssize_t n)
     rj->told = 1;
     ngx_add_timer(&rj->timer, NGX_HTTP_MOE_REJOIN_TICK);
 
-    return ngx_http_moe_stream_open(rj->request);
+    return ngx_http_moe_output_open(rj->request);
 }
 
 
@@ -427,37 +427,21 @@ ngx_http_moe_rejoin_send(ngx_http_moe_rejoin_t *rj, size_t n)
 static ngx_int_t
 ngx_http_moe_rejoin_output(ngx_http_moe_rejoin_t *rj, ngx_chain_t *out)
 {
-    ngx_int_t                  rc;
-    ngx_event_t               *wev;
-    ngx_connection_t          *c;
-    ngx_http_request_t        *r;
-    ngx_http_core_loc_conf_t  *clcf;
+    ngx_int_t            rc;
+    ngx_http_request_t  *r;
 
     r = rj->request;
-    c = r->connection;
-    wev = c->write;
 
     rc = ngx_http_output_filter(r, out);
 
     ngx_chain_update_chains(r->pool, &rj->free, &rj->busy, &out,
                             (ngx_buf_tag_t) &ngx_http_moe_rejoin_handler);
 
-    if (rc == NGX_ERROR || c->error) {
+    if (rc == NGX_ERROR || r->connection->error) {
         return NGX_ERROR;
     }
 
-    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
-
-    if (!c->buffered) {
-        if (wev->timer_set && !wev->delayed) {
-            ngx_del_timer(wev);
-        }
-
-    } else if (!wev->timer_set) {
-        ngx_add_timer(wev, clcf->send_timeout);
-    }
-
-    return ngx_handle_write_event(wev, clcf->send_lowat);
+    return ngx_http_moe_output_wait(r);
 }
 
 

@@ -150,7 +150,7 @@ ngx_http_moe_timeout_handler(ngx_event_t *ev)
 
     if (ngx_http_moe_timeout_ping(ctx)) {
         ngx_http_moe_text_lit(&ctx->out, ": ping\n\n");
-        ngx_http_moe_stream_flush(ctx);
+        ngx_http_moe_output_flush(ctx);
         ngx_http_run_posted_requests(c);
     }
 }
@@ -174,7 +174,7 @@ ngx_http_moe_timeout_ping(ngx_http_moe_ctx_t *ctx)
     }
 
     if (!ctx->header_sent) {
-        return !ngx_http_moe_stream_hold(ctx);
+        return !ngx_http_moe_output_hold(ctx);
     }
 
     ping = ctx->engine->ping;
@@ -218,7 +218,7 @@ ngx_http_moe_timeout_expired(ngx_http_moe_ctx_t *ctx, const char *what)
                                              "come back in time.");
         ngx_http_moe_stream_error(ctx);
         ngx_http_moe_slot_leave(ctx);
-        ngx_http_moe_stream_flush(ctx);
+        ngx_http_moe_output_flush(ctx);
         return;
     }
 
@@ -234,5 +234,5 @@ ngx_http_moe_timeout_expired(ngx_http_moe_ctx_t *ctx, const char *what)
 
     ngx_http_moe_stream_error(ctx);
     ngx_http_moe_slot_leave(ctx);
-    ngx_http_moe_stream_flush(ctx);
+    ngx_http_moe_output_flush(ctx);
 }
