@@ -6,6 +6,7 @@
  *
  *      DOWN -- connect() --> ATTACHING -- WELCOME --> ATTACHED
  *       ^--- retry, 10 ms to 1 s, with jitter ---- EOF, fault ---'
+ *                                       the first time, at once
  *
  * Background timers are cancelable, so that they do not hold up a worker that
  * shuts down; both descriptors are marked as channels, as NGINX calls what is
@@ -36,6 +37,8 @@ static ngx_connection_t *ngx_http_moe_channel_add(ngx_http_moe_channel_t *ch,
 static void ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch);
 static void ngx_http_moe_channel_down(ngx_http_moe_channel_t *ch,
     const char *reason);
+static void ngx_http_moe_channel_again(ngx_http_moe_channel_t *ch,
+    ngx_uint_t was_attached);
 static void ngx_http_moe_channel_close(ngx_http_moe_channel_t *ch);
 
 static void ngx_http_moe_channel_sock_handler(ngx_event_t *ev);
@@ -413,11 +416,11 @@ ngx_http_moe_channel_welcome(ngx_http_moe_channel_t *ch)
 static void
 ngx_http_moe_channel_down(ngx_http_moe_channel_t *ch, const char *reason)
 {
-    ngx_uint_t              level, jitter;
+    ngx_uint_t              level, was_attached;
     ngx_http_moe_engine_t  *engine;
 
-    level = (ch->state == NGX_HTTP_MOE_ATTACHED) ? NGX_LOG_WARN
-                                                 : NGX_LOG_NOTICE;
+    was_attached = (ch->state == NGX_HTTP_MOE_ATTACHED);
+    level = was_attached ? NGX_LOG_WARN : NGX_LOG_NOTICE;
 
     if (!ch->quiet && !ngx_exiting) {
         ngx_log_error(level, ch->log, 0, "engine \"%V\" at \"%V\": %s",
@@ -433,8 +436,32 @@ ngx_http_moe_channel_down(ngx_http_moe_channel_t *ch, const char *reason)
 
     if (ch->retired) {
         ngx_http_moe_channel_destroy(ch);
-        ngx_http_moe_resume_pending(engine);
-        ngx_http_moe_slot_flush(engine);
+
+    } else {
+        ngx_http_moe_channel_again(ch, was_attached);
+    }
+
+    ngx_http_moe_resume_pending(engine);
+    ngx_http_moe_slot_flush(engine);
+}
+
+
+/*
+ * Another engine may be at the socket already, or the parent of the one that
+ * is gone: requests of this moment then wait for it, and are not refused.  An
+ * engine that is lost again within a second has to wait.
+ */
+
+static void
+ngx_http_moe_channel_again(ngx_http_moe_channel_t *ch, ngx_uint_t was_attached)
+{
+    ngx_uint_t  jitter;
+
+    if (was_attached
+        && ngx_current_msec - ch->hurried >= NGX_HTTP_MOE_BACKOFF_MAX)
+    {
+        ch->hurried = ngx_current_msec;
+        ngx_http_moe_channel_connect(ch);
         return;
     }
 
@@ -443,9 +470,6 @@ ngx_http_moe_channel_down(ngx_http_moe_channel_t *ch, const char *reason)
     ngx_add_timer(&ch->retry, ch->backoff + jitter);
 
     ch->backoff = ngx_min(ch->backoff * 2, NGX_HTTP_MOE_BACKOFF_MAX);
-
-    ngx_http_moe_resume_pending(engine);
-    ngx_http_moe_slot_flush(engine);
 }
 
 

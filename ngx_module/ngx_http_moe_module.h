@@ -352,6 +352,7 @@ struct ngx_http_moe_channel_s {
     ngx_event_t                fault;           /* posted: detach */
 
     ngx_msec_t                 backoff;
+    ngx_msec_t                 hurried;         /* when it did not wait */
     uint64_t                   heartbeat;       /* the engine's, last seen */
     ngx_msec_t                 heartbeat_seen;
     uint64_t                   late_head;       /* of rx, when it was late */

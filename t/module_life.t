@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use JSON::PP ();
+use Socket qw(AF_UNIX SOCK_SEQPACKET pack_sockaddr_un);
 use Test::More;
 use Time::HiRes ();
 
@@ -234,6 +235,26 @@ $moe->wait_ready;
 is $moe->stream(chat('tokens=2'))->collect->{content}, 'w0 w1 ',
    'the next engine is found without a reload';
 settled();
+
+# Another one listens when the engine is lost: whoever asks as soon as that is
+# known is not refused.
+for my $round (1 .. 3) {
+    Time::HiRes::sleep(1.1);            # at once, but once a second at most
+    my $gone = delete $moe->{engine};
+    my $path = "$moe->{dir}/$moe->{socket}";
+    unlink $path;
+    $moe->restart_engine;
+    $moe->until('the successor', sub {
+        my $s;
+        socket($s, AF_UNIX, SOCK_SEQPACKET, 0)
+            && connect($s, pack_sockaddr_un($path)) });
+    $c = $moe->stream(chat('tokens=1000 delay_ms=10'));
+    $c->event;
+    kill 'KILL', $gone;
+    ok $c->collect->{error}, "round $round: its engine was lost";
+    is $moe->post(whole('tokens=1'))->{status}, 200, 'the next one has it';
+    $moe->await_exit('the old engine', $gone);
+}
 
 
 # -- the log ---------------------------------------------------------------
