@@ -302,6 +302,17 @@ void cuda_mla(struct backend *b, const struct mla *a);
 void cuda_route(struct backend *b, const struct route *a);
 void cuda_moe(struct backend *b, const struct moe *a);
 
+/* prompt.cu: heads and rope of the queries, mla, and heads of what it gives,
+ * of many tokens.  -1: not for these; call them one by one. */
+struct cuda_prompt {
+    struct heads uk;
+    struct rope  rope;
+    struct mla   mla;
+    struct heads uv;
+};
+
+int cuda_prompt(struct cuda *c, const struct cuda_prompt *a);
+
 
 /*
  * Calls that follow one another in a layer, as one or two kernels, for at most

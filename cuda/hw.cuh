@@ -87,6 +87,17 @@ hw_bytes(uint32_t v, uint32_t which)
     return __byte_perm(v, 0, which);
 }
 
+/* 2^v, to about 2 of its last bits; 0 below 2^-126. */
+static __device__ __forceinline__ float
+hw_exp2(float v)
+{
+    float d;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
+
+    return d;
+}
+
 /* Weights: read once, so not kept in L1. */
 static __device__ __forceinline__ uint4
 hw_load_once(const uint4 *p)

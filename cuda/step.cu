@@ -5,7 +5,9 @@
  * itself (struct batch) is recorded when its number of tokens is seen for the
  * first time: the calls up to gather() are listed, those that belong together
  * are put together, the kernels are captured in a graph; the next time the
- * calls are let pass, and the graph is launched.  Other steps go straight on.
+ * calls are let pass, and the graph is launched.  A step of more tokens, which
+ * is a prompt's and does not come again, is listed and put together in its own
+ * way, and launched as it is.  Calls of other steps go straight on.
  *
  * Sums have an order of their own in the kernels that do several calls in one,
  * in those for many rows, and with attention in parts; "cuda:deterministic"
@@ -21,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Steps of more tokens are prompts: they take long, and do not come again. */
+/* In a graph; steps of more tokens take long. */
 #define TOK_MAX         256
 #define GRAPHS_MAX      256
 
@@ -50,7 +52,7 @@ struct op {
     };
 };
 
-enum mode { DIRECT, RECORD, REPLAY };
+enum mode { DIRECT, LIST, RECORD, REPLAY };
 
 struct graph {
     int             repeats;    /* struct batch's */
@@ -433,6 +435,38 @@ put_mla(struct cuda *c, const struct op *op, size_t n)
 }
 
 
+/* What the queries are absorbed into, and the values come out of, may be left
+ * out for a prompt. */
+static size_t
+put_prompt(struct cuda *c, const struct op *op, size_t n)
+{
+    if (n < 4 || op[0].kind != OP_HEADS || op[1].kind != OP_ROPE
+        || op[2].kind != OP_MLA || op[3].kind != OP_HEADS)
+    {
+        return 0;
+    }
+
+    const struct heads *uk = &op[0].heads, *uv = &op[3].heads;
+    const struct rope  *q = &op[1].rope;
+    const struct mla   *m = &op[2].mla;
+
+    if (!is_same(uk->y, m->q) || !is_same(m->y, uv->x)
+        || !is_same(q->y, tensor_from(uk->y, uk->w->n_out))
+        || !is_same(q->x, tensor_from(uk->x, uk->w->n_in))
+        || q->x_head != uk->x_head || uk->w->dtype != DTYPE_BF16
+        || uv->w->dtype != DTYPE_BF16 || uk->w->n_out != m->n_latent
+        || uv->w->n_in != m->n_latent || uk->w->n != m->n_heads
+        || uv->w->n != m->n_heads || q->n_heads != m->n_heads)
+    {
+        return 0;
+    }
+
+    struct cuda_prompt a = { *uk, *q, *m, *uv };
+
+    return cuda_prompt(c, &a) == 0 ? 4 : 0;
+}
+
+
 static size_t
 put_route(struct cuda *c, const struct op *op, size_t n)
 {
@@ -536,25 +570,29 @@ put_one(struct cuda *c, const struct op *op)
 }
 
 
+typedef size_t (*put_fn)(struct cuda *c, const struct op *op, size_t n);
+
+static const put_fn few[] = {
+    put_latent, put_route, put_norm_linears, put_only_linears, put_mla, put_moe
+};
+static const put_fn prompt[] = { put_prompt };
+
+
 static void
 put_all(struct cuda *c)
 {
-    static size_t (*const together[])(struct cuda *c, const struct op *op,
-                                      size_t n) = {
-        put_latent, put_route, put_norm_linears, put_only_linears, put_mla,
-        put_moe
-    };
     struct cuda_step *s = c->step;
-    int               is_few = c->n_tok <= CUDA_FEW && !c->deterministic;
+    const put_fn     *fns = s->mode == LIST ? prompt : few;
+    size_t            n_fns = s->mode == LIST ? BASE_COUNT(prompt)
+                              : c->n_tok <= CUDA_FEW && !c->deterministic
+                              ? BASE_COUNT(few) : 0;
     size_t            n_done;
 
     for (size_t i = 0; i < s->n_ops; i += n_done) {
         n_done = 0;
 
-        for (size_t k = 0; is_few && n_done == 0 && k < BASE_COUNT(together);
-             k++)
-        {
-            n_done = together[k](c, s->ops + i, s->n_ops - i);
+        for (size_t k = 0; n_done == 0 && k < n_fns; k++) {
+            n_done = fns[k](c, s->ops + i, s->n_ops - i);
         }
 
         if (n_done == 0) {
@@ -600,7 +638,14 @@ cuda_step_begin(struct cuda *c, int repeats)
 
     s->mode = DIRECT;
 
-    if (!repeats || c->n_tok > TOK_MAX || c->n_tok == 0) {
+    s->n_ops = 0;
+
+    if (!repeats || c->n_tok == 0) {
+        return;
+    }
+
+    if (c->n_tok > TOK_MAX) {
+        s->mode = c->deterministic ? DIRECT : LIST;
         return;
     }
 
@@ -609,7 +654,6 @@ cuda_step_begin(struct cuda *c, int repeats)
     }
 
     c->max_pos = pages * BACKEND_PAGE_TOK - 1;
-    s->n_ops = 0;
     s->repeats = repeats;
     s->mode = RECORD;
 
@@ -649,10 +693,14 @@ cuda_step_end(struct cuda *c)
         CUDA_CHECK(cudaGraphDestroy(graph));
     }
 
-    if (s->mode != DIRECT) {
+    if (s->mode == LIST) {
+        put_all(c);
+
+    } else if (s->mode != DIRECT) {
         CUDA_CHECK(cudaGraphLaunch(s->graph->exec, c->stream));
-        s->mode = DIRECT;
     }
+
+    s->mode = DIRECT;
 }
 
 

@@ -597,8 +597,8 @@ store_keys(float (&acc)[2][64], const struct wide_args &a,
            const struct wide_tile &t)
 {
     uint32_t o0 = threadIdx.x / HW_WARP * CUDA_TILE;
-    size_t   n_tiles = cuda_div_up(a.n_rows, WIDE_ROWS);
-    size_t   at = (n_tiles * t.i + t.row0 / WIDE_ROWS) * 2 * ATOMS_BYTES;
+    size_t   at = ((size_t) a.n_tiles * t.i + a.tile0 + t.row0 / WIDE_ROWS)
+                  * 2 * ATOMS_BYTES;
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {

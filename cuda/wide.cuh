@@ -70,6 +70,8 @@ struct wide_args {
     struct atoms         act;
     unsigned char       *keys;      /* (n, tile of 128 rows) 2 ATOMS_BYTES */
     unsigned char       *values;    /* the same; rows are outputs */
+    uint32_t             n_tiles;   /* of a matrix there */
+    uint32_t             tile0;     /* the first that x has */
 };
 
 

@@ -10,6 +10,8 @@
 #define FP8_X_MOST  3e-2        /* where warpgroups take x in fp8 */
 #define FP8_MOE_MOST 5e-2       /* and then their product of two, again */
 
+#define TOKENS      400         /* of a step, at most */
+
 static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_BF16, DTYPE_FP8 };
 
 
@@ -30,9 +32,9 @@ most_of_rows(enum dtype t, uint32_t n_rows, double most_fp8)
 
 /* A step of one token after the other of one sequence, in pages backwards. */
 struct tokens {
-    uint32_t        ids[80];
-    uint32_t        pos[80];
-    const uint32_t *pages[80];
+    uint32_t        ids[TOKENS];
+    uint32_t        pos[TOKENS];
+    const uint32_t *pages[TOKENS];
     struct batch    batch;
 };
 
@@ -303,6 +305,85 @@ test_rope(void **state)
 }
 
 
+#define N_PAGES     240
+
+/* Keys of three sequences, whose pages are dealt out in turn. */
+struct keys {
+    struct both     b;
+    struct kv_store store[2];
+    uint32_t        tables[3][N_PAGES / 3];
+};
+
+
+/* Of n columns, for positions 0 .. n_ctx - 1, put as prompts. */
+static void
+keys_make(struct keys *k, enum dtype dtype, uint32_t n,
+          const uint32_t (*n_ctx)[3])
+{
+    uint32_t      row = backend_pad(n);
+    size_t        n_kv = (size_t) N_PAGES * 2 * BACKEND_PAGE_TOK * row;
+    struct tokens t;
+
+    k->b = both_make(n_kv * dtype_bytes(dtype));
+    EACH(b) {
+        k->store[b] = (struct kv_store) {
+            k->b.at[b], dtype, N_PAGES, 2, row
+        };
+    }
+
+    /* What sequences before left in the pages may be anything. */
+    unsigned char *left = malloc(k->b.n_bytes);
+
+    assert_non_null(left);
+    memset(left, 0xff, k->b.n_bytes);
+    both_put(&k->b, left);
+    free(left);
+
+    for (uint32_t i = 0; i < N_PAGES; i++) {
+        k->tables[i % 3][i / 3] = (i * 7) % N_PAGES;
+    }
+
+    for (uint32_t s = 0; s < 3; s++) {
+        for (uint32_t pos = 0; pos < (*n_ctx)[s]; pos += t.batch.n_tok) {
+            uint32_t    m = (*n_ctx)[s] - pos < 64 ? (*n_ctx)[s] - pos : 64;
+            struct rows x = rows_make(m, n, n);
+
+            for (uint32_t i = 0; i < m; i++) {
+                t.ids[i] = 0;
+                t.pos[i] = pos + i;
+                t.pages[i] = k->tables[s];
+            }
+
+            t.batch = (struct batch) { m, t.ids, t.pos, t.pages, 0 };
+            EACH(b) {
+                OP(b, begin, &t.batch);
+                OP(b, kv_put, &k->store[b], 1, tensor_of(&x, b), n);
+            }
+            rows_free(&x);
+        }
+    }
+}
+
+
+/* The last n_new of each sequence. */
+static void
+tokens_last(struct tokens *t, const struct keys *k,
+            const uint32_t (*n_ctx)[3], const uint32_t (*n_new)[3])
+{
+    uint32_t n = 0;
+
+    for (uint32_t s = 0; s < 3; s++) {
+        for (uint32_t i = 0; i < (*n_new)[s] && (*n_ctx)[s] != 0; i++, n++) {
+            t->ids[n] = 0;
+            t->pos[n] = (*n_ctx)[s] - (*n_new)[s] + i;
+            t->pages[n] = k->tables[s];
+        }
+    }
+
+    t->batch = (struct batch) { n, t->ids, t->pos, t->pages, 0 };
+}
+
+
 struct mla_case {
     enum dtype dtype;
     uint32_t   n_heads;
@@ -313,63 +394,19 @@ struct mla_case {
 };
 
 
-/* Keys of all positions first, as prompts, then the last n_new of each ask.
- * Pages are dealt out to the sequences in turn. */
+/* Keys of all positions first, then the last n_new of each ask. */
 static void
 check_mla(const struct mla_case *k)
 {
-    uint32_t        n = k->n_latent + k->n_rope, row = backend_pad(n);
-    uint32_t        tables[3][80], n_pages = 240, n_tok = 0;
-    size_t          n_kv = (size_t) n_pages * 2 * BACKEND_PAGE_TOK * row;
-    struct both     kv = both_make(n_kv * dtype_bytes(k->dtype));
-    struct kv_store store[2];
-    struct tokens   t;
+    uint32_t      n = k->n_latent + k->n_rope, row = backend_pad(n);
+    uint32_t      n_new[3] = { k->n_new, k->n_new, k->n_new };
+    struct keys   keys;
+    struct tokens t;
 
-    EACH(b) {
-        store[b] = (struct kv_store) {
-            kv.at[b], k->dtype, n_pages, 2, row
-        };
-    }
+    keys_make(&keys, k->dtype, n, &k->n_ctx);
+    tokens_last(&t, &keys, &k->n_ctx, (const uint32_t (*)[3]) &n_new);
 
-    /* What sequences before left in the pages may be anything. */
-    unsigned char *left = malloc(kv.n_bytes);
-
-    assert_non_null(left);
-    memset(left, 0xff, kv.n_bytes);
-    both_put(&kv, left);
-    free(left);
-
-    for (uint32_t i = 0; i < n_pages; i++) {
-        tables[i % 3][i / 3] = (i * 7) % n_pages;
-    }
-
-    for (uint32_t s = 0; s < 3; s++) {
-        for (uint32_t pos = 0; pos < k->n_ctx[s]; pos += t.batch.n_tok) {
-            uint32_t    m = k->n_ctx[s] - pos < 64 ? k->n_ctx[s] - pos : 64;
-            struct rows x = rows_make(m, n, n);
-
-            for (uint32_t i = 0; i < m; i++) {
-                t.ids[i] = 0;
-                t.pos[i] = pos + i;
-                t.pages[i] = tables[s];
-            }
-
-            t.batch = (struct batch) { m, t.ids, t.pos, t.pages, 0 };
-            EACH(b) {
-                OP(b, begin, &t.batch);
-                OP(b, kv_put, &store[b], 1, tensor_of(&x, b), n);
-            }
-            rows_free(&x);
-        }
-    }
-
-    for (uint32_t s = 0; s < 3; s++) {
-        for (uint32_t i = 0; i < k->n_new && k->n_ctx[s] != 0; i++) {
-            t.pos[n_tok] = k->n_ctx[s] - k->n_new + i;
-            t.pages[n_tok++] = tables[s];
-        }
-    }
-
+    uint32_t    n_tok = t.batch.n_tok;
     struct rows q = rows_make(n_tok, k->n_heads * row, k->n_heads * row);
     struct rows y = rows_make(n_tok, k->n_heads * row, k->n_heads * row);
 
@@ -378,12 +415,11 @@ check_mla(const struct mla_case *k)
     }
 
     both_put(&q.b, q.host);
-    t.batch = (struct batch) { n_tok, t.ids, t.pos, t.pages, 0 };
     EACH(b) {
         struct mla a = {
-            .y = tensor_of(&y, b), .q = tensor_of(&q, b), .kv = &store[b],
-            .layer = 1, .n_heads = k->n_heads, .n_latent = k->n_latent,
-            .scale = 2 / sqrtf((float) n)
+            .y = tensor_of(&y, b), .q = tensor_of(&q, b),
+            .kv = &keys.store[b], .layer = 1, .n_heads = k->n_heads,
+            .n_latent = k->n_latent, .scale = 2 / sqrtf((float) n)
         };
 
         OP(b, begin, &t.batch);
@@ -396,7 +432,7 @@ check_mla(const struct mla_case *k)
                  k->n_ctx[1], k->n_ctx[2]);
     rows_free(&q);
     rows_free(&y);
-    both_free(&kv);
+    both_free(&keys.b);
 }
 
 
@@ -425,6 +461,102 @@ test_mla(void **state)
 
     for (size_t i = 0; i < BASE_COUNT(large) && !is_small(); i++) {
         check_mla(&large[i]);
+    }
+}
+
+
+struct prompt_case {
+    uint32_t n_heads;
+    uint32_t n_latent;
+    uint32_t nope;
+    uint32_t rope;
+    uint32_t v;
+    uint32_t n_ctx[3];
+    uint32_t n_new[3];
+};
+
+
+/* The calls of a layer's attention, in a step of so many tokens that they may
+ * be put together: heads, rope, mla, heads. */
+static void
+check_prompt(const struct prompt_case *k)
+{
+    uint32_t      n = k->n_latent + k->rope, row = backend_pad(n);
+    uint32_t      qk = k->nope + k->rope, n_h = k->n_heads, none = 0;
+    struct weight uk[2], uv[2];
+    struct keys   keys;
+    struct tokens t;
+
+    keys_make(&keys, DTYPE_BF16, n, &k->n_ctx);
+    tokens_last(&t, &keys, &k->n_ctx, &k->n_new);
+    t.batch.repeats = 1;
+
+    uint32_t    n_tok = t.batch.n_tok;
+    struct rows q = rows_make(n_tok, n_h * qk, n_h * qk);
+    struct rows angles = rows_make(n_tok, k->rope, k->rope);
+    struct rows latent = rows_make(n_tok, n_h * row, n_h * row);
+    struct rows out = rows_make(n_tok, n_h * row, n_h * row);
+    struct rows y = rows_poisoned(n_tok, n_h * k->v, n_h * k->v + 1);
+
+    memset(latent.host, 0, latent.b.n_bytes);   /* its padding */
+    both_put(&latent.b, latent.host);
+    weight_make(uk, DTYPE_BF16, n_h, k->n_latent, k->nope);
+    weight_make(uv, DTYPE_BF16, n_h, k->v, k->n_latent);
+    EACH(b) {
+        struct heads to = { tensor_of(&latent, b), tensor_of(&q, b), row, qk,
+                            &uk[b], n_tok };
+        struct rope  rope = {
+            tensor_from(to.y, k->n_latent), tensor_from(to.x, k->nope), row,
+            qk, tensor_of(&angles, b), n_h, k->rope, 1
+        };
+        struct mla   mla = {
+            tensor_of(&out, b), to.y, &keys.store[b], 1, n_h, k->n_latent,
+            1 / sqrtf((float) n)
+        };
+        struct heads from = { tensor_of(&y, b), mla.y, k->v, row, &uv[b],
+                              n_tok };
+
+        OP(b, begin, &t.batch);
+        OP(b, heads, &to);
+        OP(b, rope, &rope);
+        OP(b, mla, &mla);
+        OP(b, heads, &from);
+        OP(b, gather, tensor_of(&out, b), tensor_of(&q, b), &none, 0, 1);
+    }
+    rows_compare(&y, BF16_MOST, "prompt, %u heads, %u: %u + %u, %u", n_h,
+                 k->n_latent, k->nope, k->rope, k->v);
+    rows_free(&q);
+    rows_free(&angles);
+    rows_free(&latent);
+    rows_free(&out);
+    rows_free(&y);
+    weight_free(uk);
+    weight_free(uv);
+    both_free(&keys.b);
+}
+
+
+static void
+test_prompt(void **state)
+{
+    /* Long and short runs; one of all sizes off their tiles; DeepSeek's. */
+    static const struct prompt_case cases[] = {
+        { 3, 48, 24, 16, 20, { 330, 70, 140 }, { 150, 3, 140 } },
+        { 2, 80, 128, 64, 128, { 270, 129, 0 }, { 270, 1, 0 } },
+        { 1, 35, 24, 16, 20, { 280, 0, 0 }, { 280, 0, 0 } }
+    };
+    static const struct prompt_case large = {
+        16, 512, 128, 64, 128, { 900, 70, 300 }, { 300, 2, 90 }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        check_prompt(&cases[i]);
+    }
+
+    if (!is_small()) {
+        check_prompt(&large);
     }
 }
 
@@ -680,6 +812,7 @@ main(void)
         cmocka_unit_test(test_heads),
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_mla),
+        cmocka_unit_test(test_prompt),
         cmocka_unit_test(test_route),
         cmocka_unit_test(test_route_nan),
         cmocka_unit_test(test_moe),

@@ -130,6 +130,12 @@ hw_bytes(uint32_t v, uint32_t which)
     return r;
 }
 
+static inline float
+hw_exp2(float v)
+{
+    return v < -126 ? 0 : exp2f(v);
+}
+
 static inline uint4
 hw_load_once(const uint4 *p)
 {
