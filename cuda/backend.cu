@@ -325,13 +325,13 @@ cuda_open(const char *name, int n_threads, struct err *e)
     c->deterministic = deterministic;
 
     if (open_device(c, e) != 0 || cuda_step_open(c, e) != 0
-        || (c->pool = pool_create(n_threads, e)) == NULL)
+        || (c->pool = pool_create(n_threads, 0, e)) == NULL)
     {
         free(c);
         return NULL;
     }
 
-    c->b.n_threads = pool_size(c->pool);
+    c->b.n_threads = pool_place(c->pool)->n;
     c->warpgroups = c->major == 9 && !deterministic && !only_mma;
 
     if (cuda_uploads_open(c, e) != 0) {

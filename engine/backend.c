@@ -23,7 +23,7 @@ open_cuda(const char *name, int n_threads, struct err *e)
 
 
 struct backend *
-backend_open(const char *name, int n_threads, struct err *e)
+backend_open(const char *name, int n_threads, int pin, struct err *e)
 {
     struct err why;
 
@@ -32,7 +32,7 @@ backend_open(const char *name, int n_threads, struct err *e)
     }
 
     if (strncmp(name, "auto", 4) != 0) {
-        return cpu_open(name, n_threads, e);
+        return cpu_open(name, n_threads, pin, e);
     }
 
     struct backend *b = open_cuda(strcmp(name, "auto:deterministic") == 0
@@ -41,7 +41,7 @@ backend_open(const char *name, int n_threads, struct err *e)
 
     if (b == NULL) {
         log_line(LOG_LEVEL_NOTICE, "%s; taking the CPU", why.text);
-        b = cpu_open("cpu", n_threads, e);
+        b = cpu_open("cpu", n_threads, pin, e);
     }
 
     return b;

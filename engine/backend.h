@@ -274,12 +274,15 @@ struct backend {
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",
  * "cpu:avx512", "cpu:avx512vnni", "cpu:avx512bf16"; "cuda", or with D6
  * "cuda:deterministic", or without Hopper's warpgroups "cuda:mma"; "auto": cuda
- * where there is one, else cpu.  n_threads 0 = one per core.  NULL: e. */
-struct backend *backend_open(const char *name, int n_threads, struct err *e);
+ * where there is one, else cpu.  n_threads 0 = one per core; pin: each stays
+ * on its core, as cpu/place.h has it.  NULL: e. */
+struct backend *backend_open(const char *name, int n_threads, int pin,
+                             struct err *e);
 
 /* What backend_open() chooses among: cpu/cpu.c, and cuda/backend.cu if it was
  * built. */
-struct backend *cpu_open(const char *name, int n_threads, struct err *e);
+struct backend *cpu_open(const char *name, int n_threads, int pin,
+                         struct err *e);
 struct backend *cuda_open(const char *name, int n_threads, struct err *e);
 
 #endif /* MOE_BACKEND_H */

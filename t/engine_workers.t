@@ -10,7 +10,8 @@ use Time::HiRes ();
 
 use Moe::Engine;
 
-my $e = Moe::Engine->new(args => ['--max-seqs', 32, '--max-queue', 300]);
+my $e = Moe::Engine->new(args => ['--max-seqs', 32, '--max-queue', 300,
+                                  '--threads', 2]);
 my @long = ('--chat', 'a long one', '--max-tokens', 900, '--flags', 4);
 
 # The engine still has to see that the client of this has left: at most that
@@ -149,9 +150,20 @@ sub close_now2 {
     close $h;
 }
 $e->until_idle;
+# Nanoseconds of all threads: a second of one that spins has a milliard.
+sub nanoseconds {
+    my $n = 0;
+    for my $task (glob '/proc/' . $e->child . '/task/*/schedstat') {
+        open my $f, '<', $task or next;
+        $n += (split ' ', <$f>)[0];
+    }
+    return $n;
+}
 $before = ticks();
+my $before_ns = nanoseconds();
 Time::HiRes::sleep(1);
-cmp_ok ticks() - $before, '<=', 3, 'no CPU at rest';
+cmp_ok ticks() - $before, '<=', 1, 'no tick of CPU at rest';
+cmp_ok nanoseconds() - $before_ns, '<', 3e6, 'nothing but a look at the clock';
 
 $e->stop;
 

@@ -619,8 +619,26 @@ kernels_choose(const char *name, struct err *e)
 }
 
 
+/* "avx512bf16, 64 threads, pinned, 2 nodes" */
+static void
+say_kernels(struct cpu *c)
+{
+    const struct place *p = pool_place(c->pool);
+    char                nodes[24] = "";
+
+    if (p->n_nodes > 1) {
+        snprintf(nodes, sizeof(nodes), ", %d nodes", p->n_nodes);
+    }
+
+    c->b.n_threads = p->n;
+    snprintf(c->b.kernels, sizeof(c->b.kernels), "%s, %d thread%s%s%s",
+             c->k->name, p->n, p->n == 1 ? "" : "s",
+             p->pinned ? ", pinned" : "", nodes);
+}
+
+
 struct backend *
-cpu_open(const char *name, int n_threads, struct err *e)
+cpu_open(const char *name, int n_threads, int pin, struct err *e)
 {
     const struct kernels *k = kernels_choose(name, e);
 
@@ -639,16 +657,14 @@ cpu_open(const char *name, int n_threads, struct err *e)
     c->b.ops = &ops;
     c->b.name = "cpu";
     c->b.host_memory = 1;
-    c->pool = pool_create(n_threads, e);
+    c->pool = pool_create(n_threads, pin, e);
 
     if (c->pool == NULL) {
         free(c);
         return NULL;
     }
 
-    c->b.n_threads = pool_size(c->pool);
-    snprintf(c->b.kernels, sizeof(c->b.kernels), "%s, %d thread%s", k->name,
-             c->b.n_threads, c->b.n_threads == 1 ? "" : "s");
+    say_kernels(c);
 
     return &c->b;
 }

@@ -3,26 +3,29 @@
  * Must not know what is computed.
  *
  * Two barriers a call: `round` moves on to start it, `n_left` falls to 0 to
- * end it.  Both sides spin for SPINS looks, since the next call of a step
- * comes after microseconds, and then sleep on a futex, since the next step may
- * never come: an idle engine uses no CPU.  A sleeper announces itself before
- * it looks for the last time, so the waker enters the kernel only if needed.
+ * end it.  Both sides spin for SPIN_US, since the next call of a step comes
+ * after microseconds, and then sleep on a futex, since the next step may never
+ * come: an idle engine uses no CPU.  A sleeper announces itself before it looks
+ * for the last time, so the waker enters the kernel only if needed.
  */
 #include "cpu/threads.h"
 
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* About 20 us of pauses: longer than the gap between two calls of a step,
- * shorter than a scheduler's tick. */
-#define SPINS           1000
+/* To sleep and be woken takes 45 us (a virtual Emerald Rapids, 2026-11-28: a
+ * call of nothing 0.4 us, and 45 after a pause that was slept through), so that
+ * spinning twice as long costs at most twice what was best; longer than what a
+ * step does on one thread between two calls, shorter than a scheduler's slice.
+ * The clock is looked at every SPINS pauses, which take 1 to 4 us. */
+#define SPIN_US         100
+#define SPINS           64
 
 struct pool {
     /* Written by the caller before `round` moves, read by workers after. */
@@ -30,6 +33,9 @@ struct pool {
     void            *ctx;
     int              n;
     int              stop;
+
+    struct place     place;
+    cpu_set_t        before;    /* where the caller could run */
 
     _Alignas(64) _Atomic uint32_t round;
     _Alignas(64) _Atomic uint32_t n_asleep;     /* workers on `round` */
@@ -58,16 +64,32 @@ futex_wake(_Atomic uint32_t *w, int n)
 }
 
 
+/* 1: *w is no longer `seen`; pairs with the stores in pool_run() and work(). */
+static int
+spin(_Atomic uint32_t *w, uint32_t seen)
+{
+    uint64_t until = clock_us() + SPIN_US;
+
+    do {
+        for (int i = 0; i < SPINS; i++) {
+            if (atomic_load_explicit(w, memory_order_acquire) != seen) {
+                return 1;
+            }
+
+            __builtin_ia32_pause();
+        }
+    } while (clock_us() < until);
+
+    return 0;
+}
+
+
 /* Returns when *w is no longer `seen`; `asleep` counts who sleeps on it. */
 static void
 wait_change(_Atomic uint32_t *w, uint32_t seen, _Atomic uint32_t *asleep)
 {
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(w, memory_order_acquire) != seen) {
-            return;             /* pairs with the stores in pool_run, work */
-        }
-
-        __builtin_ia32_pause();
+    if (spin(w, seen)) {
+        return;
     }
 
     /* Sequentially consistent, as is the waker's store and look: either it
@@ -82,11 +104,26 @@ wait_change(_Atomic uint32_t *w, uint32_t seen, _Atomic uint32_t *asleep)
 }
 
 
+/* The calling thread is thread i.  A system that does not allow it, or that has
+ * taken the CPU away meanwhile, leaves it where it is. */
+static void
+go_to_place(const struct pool *p, int i)
+{
+    cpu_set_t cpus;
+
+    if (place_cpus(&p->place, i, &cpus)) {
+        sched_setaffinity(0, sizeof(cpus), &cpus);
+    }
+}
+
+
 static void *
 work(void *arg)
 {
     struct worker *me = arg;
     struct pool   *p = me->pool;
+
+    go_to_place(p, me->i);
 
     for (uint32_t seen = 0; ; seen++) {
         wait_change(&p->round, seen, &p->n_asleep);
@@ -160,16 +197,9 @@ stop_workers(struct pool *p, int n_started)
 
 
 struct pool *
-pool_create(int n, struct err *e)
+pool_create_at(const struct place *place, struct err *e)
 {
-    if (n < 1) {
-        cpu_set_t cores;
-
-        CPU_ZERO(&cores);
-        n = sched_getaffinity(0, sizeof(cores), &cores) == 0
-            ? CPU_COUNT(&cores) : 1;
-    }
-
+    int          n = place->n;
     size_t       n_bytes = sizeof(struct pool)
                            + (size_t) (n - 1) * sizeof(struct worker);
     struct pool *p = aligned_alloc(64, (n_bytes + 63) & ~(size_t) 63);
@@ -181,6 +211,8 @@ pool_create(int n, struct err *e)
 
     memset(p, 0, n_bytes);
     p->n = n;
+    p->place = *place;
+    sched_getaffinity(0, sizeof(p->before), &p->before);
 
     for (int i = 0; i < n - 1; i++) {
         struct worker *w = &p->workers[i];
@@ -198,21 +230,47 @@ pool_create(int n, struct err *e)
         }
     }
 
+    go_to_place(p, 0);
+
     return p;
+}
+
+
+struct pool *
+pool_create(int n, int pin, struct err *e)
+{
+    struct place_machine machine;
+    struct place         place;
+    cpu_set_t            may_use;
+
+    CPU_ZERO(&may_use);
+    sched_getaffinity(0, sizeof(may_use), &may_use);
+    place_read(&machine, "/sys", &may_use);
+    place_make(&place, &machine, n, pin);
+
+    return pool_create_at(&place, e);
 }
 
 
 void
 pool_free(struct pool *p)
 {
-    if (p != NULL) {
-        stop_workers(p, p->n - 1);
+    cpu_set_t cpus;
+
+    if (p == NULL) {
+        return;
     }
+
+    if (place_cpus(&p->place, 0, &cpus)) {
+        sched_setaffinity(0, sizeof(p->before), &p->before);
+    }
+
+    stop_workers(p, p->n - 1);
 }
 
 
-int
-pool_size(const struct pool *p)
+const struct place *
+pool_place(const struct pool *p)
 {
-    return p->n;
+    return &p->place;
 }

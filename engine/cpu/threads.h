@@ -4,14 +4,16 @@
 #ifndef MOE_CPU_THREADS_H
 #define MOE_CPU_THREADS_H
 
-#include "base.h"
+#include "cpu/place.h"
 
 struct pool;
 
-/* n threads in all, the caller one of them.  NULL: e. */
-struct pool *pool_create(int n, struct err *e);
-void pool_free(struct pool *p);
-int pool_size(const struct pool *p);
+/* Threads at their places, the caller the first of them.  NULL: e. */
+struct pool *pool_create_at(const struct place *place, struct err *e);
+/* n threads of this machine as place_make() has it. */
+struct pool *pool_create(int n, int pin, struct err *e);
+void pool_free(struct pool *p);         /* the caller is where it was */
+const struct place *pool_place(const struct pool *p);
 
 /* Calls fn(ctx, i, n) on each of the n threads, and returns when all are done.
  * One caller at a time. */

@@ -79,6 +79,7 @@ load_model(const struct main_options *o, struct err *e)
         .quant = o->quant,
         .pack_dir = o->pack_cache,
         .n_threads = (int) o->threads,
+        .pin = strcmp(o->pin, "on") == 0,
         .max_batch_tok = (int) o->max_batch_tok,
         .max_batch_rows = (int) o->max_seqs + SERVE_SCORE_ROWS,
         .random_seed = o->random_seed,

@@ -55,7 +55,10 @@ static const struct option table[] = {
       "cuda: the same answer in any company, at some cost;\n"
       "the CPU's always is" },
     { "threads", "N", OPTION_INT, OFF(threads), "0", 0, 1024, NULL,
-      "compute threads; 0: one per core" },
+      "compute threads; 0: one per core, but no more than the\n"
+      "control group gets time for" },
+    { "pin", "WORD", OPTION_CHOICE, OFF(pin), "on", 0, 0, "on|off",
+      "where all cores compute, each thread stays on its own" },
     { "quant", "TYPE", OPTION_CHOICE, OFF(quant), "bf16", 0, 0,
       "f32|bf16|int8|int4|fp8", "how weights are kept" },
     { "pack-cache", "DIR", OPTION_STRING, OFF(pack_cache), NULL, 0, 0, NULL,

@@ -22,6 +22,7 @@ struct main_options {
     int64_t     socket_mode;
     int64_t     allow_uid;      /* -1: any */
     int64_t     threads;        /* 0: one per core */
+    const char *pin;            /* "on", "off" */
     int64_t     max_seqs;
     int64_t     max_queue;
     int64_t     max_queue_tok;

@@ -415,7 +415,8 @@ load(struct model *m, const struct model_options *o, struct err *e)
         return -1;
     }
 
-    m->b = backend_open(o->backend ? o->backend : "cpu", o->n_threads, e);
+    m->b = backend_open(o->backend ? o->backend : "cpu", o->n_threads,
+                        o->pin, e);
 
     if (m->b == NULL) {
         return -1;

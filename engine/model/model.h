@@ -30,6 +30,7 @@ struct model_options {
     const char *quant;          /* bf16 (NULL), f32, int8, int4 */
     const char *pack_dir;       /* where packed weights are kept; NULL */
     int         n_threads;      /* 0 = one per core */
+    int         pin;            /* they stay there, as cpu/place.h has it */
     int         max_batch_tok;  /* tokens of one forward call, in all */
     int         max_batch_rows; /* rows of logits of one forward call */
     int64_t     random_seed;    /* >= 0: random weights, config.json alone */

@@ -11,7 +11,7 @@
  * over the peak of the best multiply-add.
  *
  * A figure is the best of five runs, which together take SECONDS: a neighbour
- * on the machine can only take away.  THREADS, QUANT and BACKEND are the
+ * on the machine can only take away.  THREADS, PIN, QUANT and BACKEND are the
  * engine's options, PACK_CACHE is its directory of packed weights; SHAPE runs
  * only the shape of that name.  With ASK it reads names of figures from its
  * input and measures each once, when asked: peer.pl runs another engine
@@ -34,6 +34,7 @@
 static uint32_t pages[MAX_SEQS][SEQ_PAGES];
 static uint32_t tokens[MAX_SEQS][PROMPT];
 static double   seconds = 3;
+static int      n_threads, pin = 1;
 static struct probe probe;
 
 
@@ -126,7 +127,6 @@ static struct model *
 load(const char *shape, const char *dir)
 {
     struct err  e = { "" };
-    const char *threads = getenv("THREADS");
     char        one[4096], many[4096];
 
     snprintf(one, sizeof(one), "%s/model.safetensors", dir);
@@ -134,7 +134,7 @@ load(const char *shape, const char *dir)
 
     struct model_options o = {
         .dir = dir, .quant = getenv("QUANT"), .backend = getenv("BACKEND"),
-        .n_threads = threads != NULL ? (int) strtol(threads, NULL, 10) : 0,
+        .n_threads = n_threads, .pin = pin,
         .max_batch_tok = PROMPT, .max_batch_rows = MAX_SEQS,
         .random_seed = access(one, R_OK) == 0 || access(many, R_OK) == 0
                        ? -1 : 1,
@@ -311,10 +311,16 @@ main(void)
         seconds = strtod(getenv("SECONDS"), NULL);
     }
 
+    if (getenv("THREADS") != NULL) {
+        n_threads = (int) strtol(getenv("THREADS"), NULL, 10);
+    }
+
+    if (getenv("PIN") != NULL) {
+        pin = strcmp(getenv("PIN"), "off") != 0;
+    }
+
     struct err   e = { "" };
-    const char  *threads = getenv("THREADS");
-    struct pool *pool = pool_create(threads ? (int) strtol(threads, NULL, 10)
-                                            : 0, &e);
+    struct pool *pool = pool_create(n_threads, pin, &e);
 
     if (pool == NULL) {
         fprintf(stderr, "bench: %s\n", e.text);

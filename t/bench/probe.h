@@ -173,7 +173,7 @@ static double
 probe_peak(struct probe *p, int has, void (*compute)(void), int ops)
 {
     double all = (double) PROBE_LOOPS * PROBE_CHAINS * ops
-                 * pool_size(p->pool);
+                 * pool_place(p->pool)->n;
 
     p->compute = compute;
 

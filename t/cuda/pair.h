@@ -316,7 +316,7 @@ pair_open(void)
 {
     struct err e;
 
-    backends[REF] = backend_open("cpu:ref", 1, &e);
+    backends[REF] = backend_open("cpu:ref", 1, 0, &e);
 
     if (backends[REF] == NULL) {
         fprintf(stderr, "%s\n", e.text);
@@ -325,7 +325,7 @@ pair_open(void)
 
     const char *name = getenv("MOE_TEST_BACKEND");
 
-    backends[CUDA] = backend_open(name != NULL ? name : "cuda", 2, &e);
+    backends[CUDA] = backend_open(name != NULL ? name : "cuda", 2, 0, &e);
 
     if (backends[CUDA] == NULL) {
         printf("1..0 # SKIP %s\n", e.text);

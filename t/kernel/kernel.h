@@ -27,7 +27,7 @@ HELPER struct backend *
 open_backend(const char *name, int n_threads)
 {
     struct err      e = { "" };
-    struct backend *b = backend_open(name, n_threads, &e);
+    struct backend *b = backend_open(name, n_threads, 0, &e);
 
     if (b == NULL) {
         print_message("# SKIP %s\n", e.text);

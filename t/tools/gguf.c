@@ -514,7 +514,7 @@ plan(struct weights *w, struct config *c, const char *dir, int64_t seed)
     struct weights_source src = {
         .dir = dir, .random_seed = seed, .dtype = DTYPE_BF16, .quant = "bf16"
     };
-    struct backend       *b = backend_open("cpu:ref", 2, &e);
+    struct backend       *b = backend_open("cpu:ref", 2, 0, &e);
 
     if (b == NULL || config_load(dir, c, &f, &e) != 0) {
         die(dir, e.text);

@@ -556,7 +556,7 @@ main(int argc, char **argv)
     suffix = argc > 1 ? strchr(argv[1], ':') : "";
     suffix = suffix != NULL ? suffix : "";
     rows_min = argc > 2 ? (uint32_t) strtoul(argv[2], NULL, 10) : 0;
-    b = backend_open(argc > 1 ? argv[1] : "cuda", 0, &e);
+    b = backend_open(argc > 1 ? argv[1] : "cuda", 0, 0, &e);
 
     if (b == NULL) {
         printf("SKIP: %s\n", e.text);
