@@ -24,7 +24,7 @@ struct shard {
     const char                *name;
     const uint8_t             *map;
     size_t                     n_bytes;
-    uint64_t                   changed_ns;
+    uint64_t                   changed;     /* times of content and entry */
     json_t                    *header;
     struct safetensors_tensor *tensors;     /* by offset, then by name */
     size_t                     n;
@@ -68,7 +68,7 @@ safetensors_id(const struct safetensors *s)
 
     for (size_t i = 0; i < s->n_shards; i++) {
         id = (id ^ s->shards[i].n_bytes) * 0x9e3779b97f4a7c15u;
-        id = (id ^ id >> 31 ^ s->shards[i].changed_ns) * 0xbf58476d1ce4e5b9u;
+        id = (id ^ id >> 31 ^ s->shards[i].changed) * 0xbf58476d1ce4e5b9u;
     }
 
     return id ^ id >> 31;
@@ -307,6 +307,13 @@ shard_parse(struct shard *s, struct err *e)
 }
 
 
+static uint64_t
+ns(struct timespec t)
+{
+    return (uint64_t) t.tv_sec * 1000000000u + (uint64_t) t.tv_nsec;
+}
+
+
 static int
 shard_open(struct shard *s, const char *dir, const char *name, struct err *e)
 {
@@ -343,8 +350,7 @@ shard_open(struct shard *s, const char *dir, const char *name, struct err *e)
 
     s->map = map;
     s->n_bytes = (size_t) st.st_size;
-    s->changed_ns = (uint64_t) st.st_mtim.tv_sec * 1000000000u
-                    + (uint64_t) st.st_mtim.tv_nsec;
+    s->changed = ns(st.st_mtim) * 31 + ns(st.st_ctim);
 
     return shard_parse(s, e) == 0 ? 0 : err_prefix(e, "%s", path);
 }

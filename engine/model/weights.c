@@ -250,13 +250,20 @@ weights_key(const struct weights_loader *l)
 }
 
 
-int
-weights_load(struct weights_loader *l, struct err *e)
+/* 1: with the weights of an earlier start; 0: without; -1: e. */
+static int
+get_memory(struct weights_loader *l, struct pack *pack, struct err *e)
 {
     struct weights *w = l->w;
-    uint64_t        done = 0;
+    int             kept = 0;
 
-    w->memory = l->b->ops->alloc(l->b, w->n_bytes);
+    if (pack->dir != NULL) {
+        pack->key = weights_key(l);
+        kept = pack_load(pack);
+    }
+
+    w->memory = kept ? pack->memory : l->b->ops->alloc(l->b, w->n_bytes);
+    pack->memory = w->memory;
 
     if (w->memory == NULL) {
         return err_set(e, "cannot get %zu bytes for the weights", w->n_bytes);
@@ -270,18 +277,23 @@ weights_load(struct weights_loader *l, struct err *e)
         w->globals.head = w->globals.embed;
     }
 
-    struct pack pack = {
+    return kept;
+}
+
+
+int
+weights_load(struct weights_loader *l, struct err *e)
+{
+    struct weights *w = l->w;
+    uint64_t        done = 0;
+    struct pack     pack = {
         .dir = l->src.pack_dir, .model_dir = l->src.dir,
-        .quant = l->src.quant, .b = l->b, .memory = w->memory,
-        .n_bytes = w->n_bytes
+        .quant = l->src.quant, .b = l->b, .n_bytes = w->n_bytes
     };
+    int             rc = get_memory(l, &pack, e);
 
-    if (pack.dir != NULL) {
-        pack.key = weights_key(l);
-
-        if (pack_load(&pack)) {
-            return 0;
-        }
+    if (rc != 0) {
+        return rc < 0 ? -1 : 0;
     }
 
     if (make_rooms(l, e) != 0) {

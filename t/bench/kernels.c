@@ -226,7 +226,7 @@ main(void)
     struct err  e = { "" };
     const char *threads = getenv("THREADS"), *backend = getenv("BACKEND");
     int         n = threads != NULL ? (int) strtol(threads, NULL, 10) : 0;
-    struct pool    *pool = pool_create(n, 1, &e);
+    struct pool    *pool = pool_create(n, 0, &e);
     struct backend *b = backend_open(backend ? backend : "cpu", n, 1, &e);
 
     if (pool == NULL || b == NULL) {

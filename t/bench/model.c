@@ -320,7 +320,7 @@ main(void)
     }
 
     struct err   e = { "" };
-    struct pool *pool = pool_create(n_threads, pin, &e);
+    struct pool *pool = pool_create(n_threads, 0, &e);
 
     if (pool == NULL) {
         fprintf(stderr, "bench: %s\n", e.text);

@@ -3,6 +3,7 @@
  * anew when the model has changed, another kind is asked for, or the file is
  * cut off or damaged; and a model that loads where none can be written.
  */
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,6 +20,8 @@
 
 #define N_TOK       9
 #define N_VOCAB     128
+#define FILE_MOST   (4 << 20)
+#define HEAD        (2L << 20)      /* of an image */
 
 static char model_dir[] = "/tmp/moe-pack-model-XXXXXX";
 static char pack_dir[] = "/tmp/moe-pack-XXXXXX";
@@ -32,15 +35,15 @@ static void
 copy(const char *from, const char *to, long at, long n)
 {
     FILE *in = fopen(from, "rb");
-    char *bytes = malloc(1 << 20);
+    char *bytes = malloc(FILE_MOST);
 
     assert_non_null(in);
     assert_non_null(bytes);
 
-    long all = (long) fread(bytes, 1, 1 << 20, in);
+    long all = (long) fread(bytes, 1, FILE_MOST, in);
 
     fclose(in);
-    assert_true(all < 1 << 20 && at < all);
+    assert_true(all < FILE_MOST && at < all);
 
     if (at >= 0) {
         bytes[at] ^= 0x10;
@@ -147,6 +150,27 @@ test_changed_model(void **state)
 }
 
 
+/* As long and as old as the other: what `cp -p` and archives make. */
+static void
+test_changed_model_of_same_age(void **state)
+{
+    char            path[256];
+    struct stat     st;
+    struct timespec times[2];
+
+    (void) state;
+    snprintf(path, sizeof(path), "%s/model.safetensors", model_dir);
+    assert_int_equal(stat(path, &st), 0);
+    times[0] = st.st_atim;
+    times[1] = st.st_mtim;
+    check("bf16", image);
+    copy_model(100002);
+    assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+    assert_true(check("bf16", image));
+    assert_false(check("bf16", image));
+}
+
+
 static void
 test_cut_off(void **state)
 {
@@ -156,7 +180,9 @@ test_cut_off(void **state)
     check("bf16", image);
     assert_int_equal(stat(image, &st), 0);
 
-    const long lengths[] = { 0, 1, 7, 24, 4095, 4096, (long) st.st_size - 1 };
+    const long lengths[] = {
+        0, 1, 7, 24, HEAD - 1, HEAD, (long) st.st_size - 1
+    };
 
     for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
         copy(image, image, -1, lengths[i]);
@@ -176,7 +202,7 @@ test_damaged(void **state)
     assert_int_equal(stat(image, &st), 0);
 
     /* Magic, key, size, checksum, first and last of the image. */
-    const long places[] = { 0, 8, 16, 24, 4096, (long) st.st_size - 1 };
+    const long places[] = { 0, 8, 16, 24, HEAD, (long) st.st_size - 1 };
 
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
         copy(image, image, places[i], -1);
@@ -232,8 +258,9 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kept), cmocka_unit_test(test_another_kind),
-        cmocka_unit_test(test_changed_model), cmocka_unit_test(test_cut_off),
-        cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_changed_model),
+        cmocka_unit_test(test_changed_model_of_same_age),
+        cmocka_unit_test(test_cut_off), cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_nowhere_to_write)
     };
 
