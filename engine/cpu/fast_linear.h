@@ -4,23 +4,54 @@
  * A block is R tiles of 16 outputs by T rows of x, held in registers: each
  * column of W is loaded once for T rows, each element of x is broadcast to R
  * tiles.  An output is one chain of fused multiply-adds over the columns in
- * order, whatever R and T (D6).  T = 1 is bound by memory: R = 4 tiles are
+ * order, begun at 0 or at y itself (add); where the chain pauses, so that the
+ * columns of R tiles stay in L1 for all rows, it is kept in y, exactly: neither
+ * blocks nor rows change a bit (D6).  T = 1 is bound by memory: R = 4 tiles are
  * four streams and enough chains to hide the latency of the additions.
  */
 #define VECS            (TILE / VEC_N)      /* vectors to a tile */
 #define INLINE          static inline __attribute__((always_inline))
 
+#define BLOCK_COLS      512         /* of many rows; even */
+#define T_MOST          12
+
+/* With so few rows the weights come from memory, and are asked for early. */
+#define T_STREAM        4
+#define AHEAD           1024        /* bytes */
+
+/* R_MANY x T_MANY sums, 2 R_MANY weights and a broadcast fit. */
+#if VEC_REGS == 32
+#define R_MANY          2
+#define T_MANY          12
+#else
+#define R_MANY          1
+#define T_MANY          4
+#endif
+
 struct block {
-    const uint8_t *w[4];        /* tiles */
-    const float   *x[8];        /* rows */
-    vec            sum[4][8][VECS];
+    const uint8_t *w[4];        /* tiles, from the first column on */
+    const float   *x[T_MOST];   /* rows, the same */
+    uint32_t       n_cols;
+    vec            sum[4][T_MOST][VECS];
 };
+
+
+/* A tile's weights at p, and those to come. */
+INLINE const uint8_t *
+stream(const uint8_t *p, int T)
+{
+    if (T <= T_STREAM) {
+        _mm_prefetch((const char *) p + AHEAD, _MM_HINT_T0);
+    }
+
+    return p;
+}
 
 
 INLINE void
 block_column(struct block *b, const vec (*w)[VECS], size_t i, int R, int T)
 {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int t = 0; t < T; t++) {
         vec x = vec_set(b->x[t][i]);
 
@@ -36,17 +67,18 @@ block_column(struct block *b, const vec (*w)[VECS], size_t i, int R, int T)
 
 
 INLINE void
-block_bf16(struct block *b, uint32_t n_in, int R, int T)
+block_bf16(struct block *b, int R, int T)
 {
     vec even[4][VECS], odd[4][VECS];
 
-    for (size_t i = 0; i < n_in / 2; i++) {
+    for (size_t i = 0; i < b->n_cols / 2; i++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
+            const uint8_t *w = stream(b->w[r] + i * TILE * 4, T);
+
 #pragma GCC unroll 2
             for (int v = 0; v < VECS; v++) {
-                vec_load_pairs(b->w[r] + i * TILE * 4 + v * VEC_N * 4,
-                               &even[r][v], &odd[r][v]);
+                vec_load_pairs(w + v * VEC_N * 4, &even[r][v], &odd[r][v]);
             }
         }
 
@@ -54,7 +86,7 @@ block_bf16(struct block *b, uint32_t n_in, int R, int T)
         block_column(b, odd, 2 * i + 1, R, T);
     }
 
-    if (n_in % 2 == 0) {
+    if (b->n_cols % 2 == 0) {
         return;
     }
 
@@ -62,27 +94,28 @@ block_bf16(struct block *b, uint32_t n_in, int R, int T)
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 2
         for (int v = 0; v < VECS; v++) {
-            vec_load_pairs(b->w[r] + (size_t) n_in / 2 * TILE * 4
+            vec_load_pairs(b->w[r] + (size_t) b->n_cols / 2 * TILE * 4
                            + v * VEC_N * 4, &even[r][v], &odd[r][v]);
         }
     }
 
-    block_column(b, even, n_in - 1, R, T);
+    block_column(b, even, b->n_cols - 1, R, T);
 }
 
 
 INLINE void
-block_f32(struct block *b, uint32_t n_in, int R, int T)
+block_f32(struct block *b, int R, int T)
 {
     vec w[4][VECS];
 
-    for (size_t i = 0; i < n_in; i++) {
+    for (size_t i = 0; i < b->n_cols; i++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
+            const void *p = stream(b->w[r] + i * TILE * 4, T);
+
 #pragma GCC unroll 2
             for (int v = 0; v < VECS; v++) {
-                w[r][v] = vec_load((const float *) (const void *) b->w[r]
-                                   + i * TILE + v * VEC_N);
+                w[r][v] = vec_load((const float *) p + v * VEC_N);
             }
         }
 
@@ -91,124 +124,137 @@ block_f32(struct block *b, uint32_t n_in, int R, int T)
 }
 
 
-/* Writes, or adds, the sums; the last tile may have fewer rows than 16. */
-INLINE void
-block_store(const struct linear *a, const struct block *b, uint32_t tile,
-            uint32_t row, int R, int T)
+/* A vector of outputs of row t: where it is, and how many of it there are. */
+struct lanes {
+    float   *y;
+    unsigned n;
+};
+
+INLINE struct lanes
+lanes_at(const struct linear *a, uint32_t tile, uint32_t row, int v)
 {
-#pragma GCC unroll 8
-    for (int t = 0; t < T; t++) {
-        float *y = a->y + a->y_stride * (row + (uint32_t) t);
+    uint32_t at = tile * TILE + (uint32_t) v * VEC_N;
+    uint32_t n = at < a->n_out ? a->n_out - at : 0;
 
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-#pragma GCC unroll 2
-            for (int v = 0; v < VECS; v++) {
-                uint32_t at = (tile + (uint32_t) r) * TILE
-                              + (uint32_t) v * VEC_N;
-                vec      s = b->sum[r][t][v];
+    return (struct lanes) { a->y + a->y_stride * row + at,
+                            n < VEC_N ? n : VEC_N };
+}
 
-                if (at + VEC_N <= a->n_out) {
-                    vec_store(y + at, a->add ? vec_add(vec_load(y + at), s)
-                                             : s);
 
-                } else if (at < a->n_out) {
-                    unsigned n = a->n_out - at;
-
-                    vec_store_n(y + at, a->add
-                                ? vec_add(vec_load_n(y + at, n), s) : s, n);
-                }
-            }
-        }
-    }
+INLINE vec
+sum_begin(struct lanes p, int go_on)
+{
+    return !go_on || p.n == 0 ? vec_set(0)
+           : p.n == VEC_N ? vec_load(p.y) : vec_load_n(p.y, p.n);
 }
 
 
 INLINE void
-block_run(const struct linear *a, uint32_t tile, uint32_t row, int R, int T)
+sum_end(struct lanes p, vec sum)
+{
+    if (p.n == VEC_N) {
+        vec_store(p.y, sum);
+
+    } else if (p.n != 0) {
+        vec_store_n(p.y, sum, p.n);
+    }
+}
+
+
+/* Columns [col, col + n_cols). */
+INLINE void
+block_run(const struct linear *a, uint32_t tile, uint32_t row, uint32_t col,
+          uint32_t n_cols, int R, int T)
 {
     struct block b;
+    size_t       w_col = a->dtype == DTYPE_F32 ? TILE * 4 : TILE * 2;
+
+    b.n_cols = n_cols;
 
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
         b.w[r] = a->w + (tile + (uint32_t) r)
-                        * tile_bytes(a->dtype, a->n_in);
+                        * tile_bytes(a->dtype, a->n_in) + w_col * col;
     }
 
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int t = 0; t < T; t++) {
         uint32_t at = row + (uint32_t) t;
 
-        b.x[t] = a->x + a->x_stride * (a->x_rows ? a->x_rows[at] : at);
+        b.x[t] = a->x + a->x_stride * (a->x_rows ? a->x_rows[at] : at) + col;
 
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 2
             for (int v = 0; v < VECS; v++) {
-                b.sum[r][t][v] = vec_set(0);
+                b.sum[r][t][v] = sum_begin(
+                    lanes_at(a, tile + (uint32_t) r, at, v),
+                    a->add || col != 0);
             }
         }
     }
 
     if (a->dtype == DTYPE_BF16) {
-        block_bf16(&b, a->n_in, R, T);
+        block_bf16(&b, R, T);
 
     } else {
-        block_f32(&b, a->n_in, R, T);
+        block_f32(&b, R, T);
     }
 
-    block_store(a, &b, tile, row, R, T);
+#pragma GCC unroll 12
+    for (int t = 0; t < T; t++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+            for (int v = 0; v < VECS; v++) {
+                sum_end(lanes_at(a, tile + (uint32_t) r, row + (uint32_t) t,
+                                 v), b.sum[r][t][v]);
+            }
+        }
+    }
 }
 
 
-/* R_MANY x T_MANY sums, T_MANY broadcasts and 2 R_MANY weights fit. */
-#if VEC_REGS == 32
-#define R_MANY          2
-#define T_MANY          8
-#else
-#define R_MANY          1
-#define T_MANY          4
-#endif
-
-
-/* All rows of R_MANY tiles: their weights stay in a cache. */
-static void
-tiles_many(const struct linear *a, uint32_t tile, uint32_t row0, uint32_t row1)
+/* All rows of R tiles. */
+INLINE void
+tiles_run(const struct linear *a, uint32_t tile, uint32_t row0, uint32_t row1,
+          uint32_t col, uint32_t n_cols, int R)
 {
     uint32_t row = row0;
 
     for ( ; row + T_MANY <= row1; row += T_MANY) {
-        block_run(a, tile, row, R_MANY, T_MANY);
+        block_run(a, tile, row, col, n_cols, R, T_MANY);
     }
 
 #if T_MANY > 4
     for ( ; row + 4 <= row1; row += 4) {
-        block_run(a, tile, row, R_MANY, 4);
+        block_run(a, tile, row, col, n_cols, R, 4);
     }
 #endif
 
     for ( ; row + 2 <= row1; row += 2) {
-        block_run(a, tile, row, R_MANY, 2);
+        block_run(a, tile, row, col, n_cols, R, 2);
     }
 
     for ( ; row < row1; row++) {
-        block_run(a, tile, row, R_MANY, 1);
+        block_run(a, tile, row, col, n_cols, R, 1);
     }
 }
 
 
 static void
-tiles_one(const struct linear *a, uint32_t tile, uint32_t row0, uint32_t row1)
+tiles_many(const struct linear *a, uint32_t tile, uint32_t row0, uint32_t row1,
+           uint32_t col, uint32_t n_cols)
 {
-    uint32_t row = row0;
+    tiles_run(a, tile, row0, row1, col, n_cols, R_MANY);
+}
 
-    for ( ; row + 4 <= row1; row += 4) {
-        block_run(a, tile, row, 1, 4);
-    }
 
-    for ( ; row < row1; row++) {
-        block_run(a, tile, row, 1, 1);
-    }
+static void
+tiles_one(const struct linear *a, uint32_t tile, uint32_t row0, uint32_t row1,
+          uint32_t col, uint32_t n_cols)
+{
+    tiles_run(a, tile, row0, row1, col, n_cols, 1);
 }
 
 
@@ -220,15 +266,17 @@ fast_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
 
     if (row1 - row0 == 1) {
         for ( ; tile + 4 <= tile1; tile += 4) {
-            block_run(a, tile, row0, 4, 1);
+            block_run(a, tile, row0, 0, a->n_in, 4, 1);
         }
     }
 
-    for ( ; tile + R_MANY <= tile1; tile += R_MANY) {
-        tiles_many(a, tile, row0, row1);
-    }
+    for ( ; tile < tile1; tile += tile + R_MANY <= tile1 ? R_MANY : 1) {
+        for (uint32_t col = 0; col < a->n_in; col += BLOCK_COLS) {
+            uint32_t n = a->n_in - col < BLOCK_COLS ? a->n_in - col
+                                                    : BLOCK_COLS;
 
-    for ( ; tile < tile1; tile++) {
-        tiles_one(a, tile, row0, row1);
+            (tile + R_MANY <= tile1 ? tiles_many : tiles_one)(a, tile, row0,
+                                                              row1, col, n);
+        }
     }
 }
