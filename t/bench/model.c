@@ -174,11 +174,11 @@ peak(void)
     if (quant != NULL && strncmp(quant, "int", 3) == 0) {
         double int8 = probe_int8(&probe);
 
-        return int8 > 0 ? int8 : f32;
+        return int8 > f32 ? int8 : f32;
     }
 
-    return bf16 > 0 && (quant == NULL || strcmp(quant, "f32") != 0) ? bf16
-                                                                    : f32;
+    return bf16 > f32 && (quant == NULL || strcmp(quant, "f32") != 0) ? bf16
+                                                                      : f32;
 }
 
 

@@ -1,11 +1,13 @@
 /*
  * probe.h - what the machine can do at most: bytes read from memory, and
  * multiply-adds in registers, on all threads of a pool.  In: a pool.  Out:
- * a rate; 0 where the machine has no such instruction.  Best of many short
- * runs, since a neighbour can only take away.
+ * a rate; 0 where the machine has no such instruction.  Reads are the best of a
+ * few runs, since a neighbour can only take away; multiply-adds, which are over
+ * so soon that the clock's steps show, the median of many.
  *
  * The reads are four streams with prefetch into L1, which is what reaches the
- * upper end on Zen 4.  Additions of integers stand for the work on a line.
+ * upper end on Zen 4 and on Emerald Rapids.  Additions of integers stand for
+ * the work on a line.
  */
 #ifndef BENCH_PROBE_H
 #define BENCH_PROBE_H
@@ -17,8 +19,9 @@
 
 #include "engine/cpu/threads.h"
 
-#define PROBE_BYTES     (256u << 20)    /* far beyond any cache */
-#define PROBE_LOOPS     32768           /* a tenth of a millisecond */
+#define PROBE_BYTES     (1u << 30)      /* there are caches of 260 MiB */
+#define PROBE_LOOPS     131072          /* a third of a millisecond */
+#define PROBE_RUNS      101             /* at most */
 
 struct probe {
     struct pool *pool;
@@ -104,30 +107,38 @@ probe_compute_part(void *ctx, int i, int n)
 }
 
 
-/* Bytes, or operations, a second: n_all of them in the best of n runs. */
-static double
-probe_best(struct probe *p, pool_fn fn, double n_all, int n)
+static int
+probe_order(const void *a, const void *b)
 {
-    uint64_t best = UINT64_MAX;
+    uint64_t x = *(const uint64_t *) a, y = *(const uint64_t *) b;
+
+    return (x > y) - (x < y);
+}
+
+
+/* Microseconds of n runs, the shortest first. */
+static const uint64_t *
+probe_time(struct probe *p, pool_fn fn, int n)
+{
+    static uint64_t us[PROBE_RUNS];
 
     for (int i = 0; i < n; i++) {
         uint64_t start = clock_us();
 
         pool_run(p->pool, fn, p);
-
-        uint64_t us = clock_us() - start;
-
-        best = us < best ? us : best;
+        us[i] = clock_us() - start;
     }
 
-    return n_all * 1e6 / (double) best;
+    qsort(us, (size_t) n, sizeof(*us), probe_order);
+
+    return us;
 }
 
 
 static double
 probe_read(struct probe *p)
 {
-    return probe_best(p, probe_read_part, PROBE_BYTES, 20);
+    return PROBE_BYTES * 1e6 / (double) probe_time(p, probe_read_part, 5)[0];
 }
 
 
@@ -177,7 +188,9 @@ probe_peak(struct probe *p, int has, void (*compute)(void), int ops)
 
     p->compute = compute;
 
-    return has ? probe_best(p, probe_compute_part, all, 200) : 0;
+    return has ? all * 1e6 / (double) probe_time(p, probe_compute_part,
+                                                 PROBE_RUNS)[PROBE_RUNS / 2]
+               : 0;
 }
 
 
