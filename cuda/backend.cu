@@ -201,6 +201,17 @@ op_begin(struct backend *b, const struct batch *batch)
 }
 
 
+void
+cuda_reserve_out(struct cuda *c, size_t n_bytes)
+{
+    if (n_bytes > c->out_bytes) {
+        CUDA_CHECK(cudaFreeHost(c->out));
+        CUDA_CHECK(cudaMallocHost((void **) &c->out, n_bytes));
+        c->out_bytes = n_bytes;
+    }
+}
+
+
 static float *
 op_fetch(struct backend *b, struct tensor x, uint32_t n_rows, uint32_t n)
 {
@@ -208,12 +219,7 @@ op_fetch(struct backend *b, struct tensor x, uint32_t n_rows, uint32_t n)
     size_t       n_bytes = (size_t) n_rows * n * sizeof(float);
 
     assert(x.stride == n);
-
-    if (n_bytes > c->out_bytes) {
-        CUDA_CHECK(cudaFreeHost(c->out));
-        CUDA_CHECK(cudaMallocHost((void **) &c->out, n_bytes));
-        c->out_bytes = n_bytes;
-    }
+    cuda_reserve_out(c, n_bytes);
 
     if (n_bytes != 0) {
         CUDA_CHECK(cudaMemcpyAsync(c->out, x.data, n_bytes,
@@ -320,6 +326,7 @@ cuda_open(const char *name, int n_threads, struct err *e)
     c->ops.each = op_each;
     c->ops.begin = op_begin;
     c->ops.fetch = op_fetch;
+    c->ops.sample = cuda_sample;
     c->b.ops = &c->ops;
     c->b.name = "cuda";
     c->deterministic = deterministic;

@@ -87,7 +87,7 @@ struct cuda {
     float            *scratch;      /* CUDA_SCRATCH bytes */
     unsigned char    *rounded;      /* CUDA_ROUNDED bytes: wide.cu's */
     uint32_t         *counters;     /* (CUDA_FEW) 0 between kernels */
-    float            *out;          /* pinned: what fetch() gives */
+    float            *out;          /* pinned: fetch()'s and sample()'s */
     size_t            out_bytes;
 };
 
@@ -301,6 +301,12 @@ int cuda_wide_moe(struct cuda *c, const struct moe *a, const uint32_t *place,
 void cuda_mla(struct backend *b, const struct mla *a);
 void cuda_route(struct backend *b, const struct route *a);
 void cuda_moe(struct backend *b, const struct moe *a);
+
+/* sample.cu; backend.cu: room for n bytes at c->out. */
+const uint32_t *cuda_sample(struct backend *b, struct tensor x,
+                            const struct sample *rows, uint32_t n_rows,
+                            uint32_t n);
+void cuda_reserve_out(struct cuda *c, size_t n_bytes);
 
 /* prompt.cu: heads and rope of the queries, mla, and heads of what it gives,
  * of many tokens.  -1: not for these; call them one by one. */

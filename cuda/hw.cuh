@@ -87,6 +87,26 @@ hw_bytes(uint32_t v, uint32_t which)
     return __byte_perm(v, 0, which);
 }
 
+/* One operation, one rounding: not joined with its neighbours. */
+static __device__ __forceinline__ float
+hw_mul(float a, float b)
+{
+    return __fmul_rn(a, b);
+}
+
+static __device__ __forceinline__ float
+hw_add(float a, float b)
+{
+    return __fadd_rn(a, b);
+}
+
+/* The upper half of the product. */
+static __device__ __forceinline__ uint64_t
+hw_mulhi(uint64_t a, uint64_t b)
+{
+    return __umul64hi(a, b);
+}
+
 /* 2^v, to about 2 of its last bits; 0 below 2^-126. */
 static __device__ __forceinline__ float
 hw_exp2(float v)

@@ -188,6 +188,23 @@ struct moe {
 };
 
 
+/*
+ * How the token of a row is chosen: sampler.h's way, without penalties and
+ * biases, which are the host's.
+ */
+struct sample {
+    float       scale;          /* of logits to powers of two; 0: the largest */
+    float       least;          /* a smaller power of the likeliest's is 0 */
+    float       top_p;
+    int32_t     top_k;
+    uint64_t    seed;
+    uint64_t    i_token;
+    uint32_t    choice;
+};
+
+#define BACKEND_NO_TOKEN    0xffffffffu     /* of a row that is not finite */
+
+
 struct backend;
 
 struct backend_ops {
@@ -261,6 +278,13 @@ struct backend_ops {
      * them, until the next begin(). */
     float   *(*fetch)(struct backend *b, struct tensor x, uint32_t n_rows,
                       uint32_t n);
+
+    /* Instead of fetch(): a token of each row, chosen among its first n as
+     * rows[r] says, the same bits as sampler_next()'s.  NULL: this backend
+     * leaves that to the host, which has the logits anyway. */
+    const uint32_t *(*sample)(struct backend *b, struct tensor x,
+                              const struct sample *rows, uint32_t n_rows,
+                              uint32_t n);
 };
 
 struct backend {

@@ -264,6 +264,14 @@ scale_of(float temperature)
 }
 
 
+/* The power of the smallest share that counts. */
+static float
+least_of(float min_p)
+{
+    return min_p > 0 ? log2f(min_p) : -INFINITY;
+}
+
+
 static lanes
 depth(const float *x, float max, float scale)
 {
@@ -301,7 +309,7 @@ static uint64_t
 weigh(struct sampler *s, struct sampler_bucket *buckets, float max,
       float scale, float min_p)
 {
-    float    least = min_p > 0 ? log2f(min_p) : -INFINITY;
+    float    least = least_of(min_p);
     uint64_t total = 0;
     uint32_t i = 0;
 
@@ -558,6 +566,24 @@ sampler_next(struct sampler *s, const struct sampler_params *p,
     uint32_t last = all ? 0 : cut(s, p, max, scale, &total);
 
     *token = find(s, draw(p, i_token, total), all, last);
+
+    return 0;
+}
+
+
+int
+sampler_plan(const struct sampler_params *p, uint64_t i_token,
+             struct sample *s)
+{
+    if (sampler_wants_seen(p) || p->n_biases != 0) {
+        return -1;
+    }
+
+    *s = (struct sample) {
+        .scale = p->temperature > 0 ? scale_of(p->temperature) : 0,
+        .least = least_of(p->min_p), .top_p = p->top_p, .top_k = p->top_k,
+        .seed = p->seed, .i_token = i_token, .choice = p->choice
+    };
 
     return 0;
 }

@@ -16,6 +16,7 @@
 #define MOE_SAMPLER_H
 
 #include "abi.h"
+#include "backend.h"
 #include "base.h"
 
 #define SAMPLER_VOCAB_MAX   (1u << 20)
@@ -85,6 +86,13 @@ int sampler_next(struct sampler *s, const struct sampler_params *p,
 uint32_t sampler_logprobs(struct sampler *s, const float *row,
                           uint32_t token, uint32_t n_top,
                           struct sampler_logprob *out);
+
+/*
+ * The same as a device is told, for the token at place i_token.  0; -1: there
+ * are penalties or biases, which only sampler_next() knows.
+ */
+int sampler_plan(const struct sampler_params *p, uint64_t i_token,
+                 struct sample *s);
 
 /* Philox4x32-10 (Salmon et al., SC'11): out = f(counter, key). */
 void sampler_philox(const uint32_t counter[4], const uint32_t key[2],

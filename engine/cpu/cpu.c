@@ -532,7 +532,7 @@ static const struct backend_ops ops = {
     op_close, op_alloc, op_free, op_room, op_put, op_get, op_weight_bytes,
     op_weight_put, op_each, op_begin, op_embed, op_rmsnorm, op_linear,
     op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route, cpu_moe,
-    op_silu_mul, op_gather, op_fetch
+    op_silu_mul, op_gather, op_fetch, NULL
 };
 
 

@@ -528,9 +528,9 @@ lay_out(struct model *m, const struct model_segment *segs, int n_segs)
 }
 
 
-void
-model_forward(struct model *m, const struct model_segment *segs, int n_segs,
-              float **logits)
+/* Everything up to the logits; how many rows of them. */
+static uint32_t
+forward(struct model *m, const struct model_segment *segs, int n_segs)
 {
     struct backend           *b = m->b;
     const struct backend_ops *op = b->ops;
@@ -550,5 +550,35 @@ model_forward(struct model *m, const struct model_segment *segs, int n_segs,
     op->rmsnorm(b, m->rows, m->rows, m->w.globals.norm, (float) m->c.eps,
                 n_rows, m->c.dim);
     op->linear(b, m->logits, m->rows, &m->w.globals.head, n_rows, 0);
-    *logits = op->fetch(b, m->logits, n_rows, m->c.vocab);
+
+    return n_rows;
+}
+
+
+void
+model_forward(struct model *m, const struct model_segment *segs, int n_segs,
+              float **logits)
+{
+    uint32_t n_rows = forward(m, segs, n_segs);
+
+    *logits = m->b->ops->fetch(m->b, m->logits, n_rows, m->c.vocab);
+}
+
+
+int
+model_samples(const struct model *m)
+{
+    return m->b->ops->sample != NULL;
+}
+
+
+void
+model_forward_sample(struct model *m, const struct model_segment *segs,
+                     int n_segs, const struct sample *how, uint32_t n_vocab,
+                     const uint32_t **tokens)
+{
+    uint32_t n_rows = forward(m, segs, n_segs);
+
+    assert(n_vocab <= m->c.vocab);
+    *tokens = m->b->ops->sample(m->b, m->logits, how, n_rows, n_vocab);
 }

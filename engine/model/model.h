@@ -94,4 +94,15 @@ struct model_segment {
 void model_forward(struct model *m, const struct model_segment *segs,
                    int n_segs, float **logits);
 
+/*
+ * The same, but a token of each row, among its first n_vocab, chosen as how[r]
+ * says where the logits are; BACKEND_NO_TOKEN: the row is not finite.  Only
+ * where model_samples().
+ */
+struct sample;
+int model_samples(const struct model *m);
+void model_forward_sample(struct model *m, const struct model_segment *segs,
+                          int n_segs, const struct sample *how,
+                          uint32_t n_vocab, const uint32_t **tokens);
+
 #endif /* MOE_MODEL_H */

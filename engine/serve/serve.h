@@ -161,6 +161,7 @@ struct serve {
 
     struct model_segment *segments;     /* (max_seqs) of one step */
     struct run         *runs;           /* (max_seqs) whose they are */
+    struct sample      *how;            /* (max_seqs) a token is chosen */
 
     struct channel     *channels;
     uint32_t            n_channels;

@@ -28,9 +28,10 @@ serve_step_begin(struct serve *s, struct err *e)
     s->plan = calloc(n_jobs, sizeof(*s->plan));
     s->segments = calloc(s->o->max_seqs, sizeof(*s->segments));
     s->runs = calloc(s->o->max_seqs, sizeof(*s->runs));
+    s->how = calloc(s->o->max_seqs, sizeof(*s->how));
 
     if (s->kv == NULL || s->jobs == NULL || s->plan == NULL
-        || s->segments == NULL || s->runs == NULL
+        || s->segments == NULL || s->runs == NULL || s->how == NULL
         || sampler_init(&s->sampler, s->model->n_text) != 0)
     {
         return err_set(e, "no memory for %zu jobs", n_jobs);
@@ -53,6 +54,7 @@ serve_step_end(struct serve *s)
     free(s->plan);
     free(s->segments);
     free(s->runs);
+    free(s->how);
 
     if (s->kv != NULL) {
         kv_free(s->kv);
@@ -245,16 +247,25 @@ fail(struct serve *s, struct job *j, const char *text)
 }
 
 
+/* What the forward call gave for a token: its logits, or where the device has
+ * chosen, NULL and the token. */
+struct result {
+    const float *row;
+    uint32_t     token;
+};
+
+
 /* One more token of one choice.  0; -1: its job is gone, by an error. */
 static int
-say(struct serve *s, struct job *j, uint32_t k, const float *row)
+say(struct serve *s, struct job *j, uint32_t k, const struct result *r)
 {
     struct choice         *c = &j->choices[k];
     struct sampler_logprob logprobs[1 + ABI_TOP_LOGPROBS_MAX];
-    uint32_t               token, n = 0;
+    uint32_t               token = r->token, n = 0;
 
-    if (sampler_next(&s->sampler, &c->sampler, c->seen, row, c->n_output,
-                     &token) != 0)
+    if (r->row != NULL ? sampler_next(&s->sampler, &c->sampler, c->seen,
+                                      r->row, c->n_output, &token) != 0
+                       : token == BACKEND_NO_TOKEN)
     {
         return fail(s, j, "the model's output is not finite");
     }
@@ -273,7 +284,8 @@ say(struct serve *s, struct job *j, uint32_t k, const float *row)
     }
 
     if (j->n_top > 0) {
-        n = sampler_logprobs(&s->sampler, row, token, j->n_top - 1, logprobs);
+        n = sampler_logprobs(&s->sampler, r->row, token, j->n_top - 1,
+                             logprobs);
     }
 
     int rc = serve_output_token(&c->output, token, logprobs, n);
@@ -328,12 +340,12 @@ replay(struct serve *s, struct job *j, uint32_t k)
 }
 
 
-/* The row belongs to this choice; that of a whole prompt to all of them. */
+/* The result belongs to this choice; that of a whole prompt to all of them. */
 static int
-say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
+say_all(struct serve *s, struct job *j, uint32_t k, const struct result *r)
 {
     if (j->first_us != 0) {
-        return say(s, j, k, row);
+        return say(s, j, k, r);
     }
 
     uint32_t n = j->sched.n_seqs;
@@ -343,7 +355,7 @@ say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
     for (uint32_t i = 0; i < n; i++) {
         int known = j->choices[i].n_resume > 0 || j->choices[i].reason != 0;
 
-        if ((known ? replay(s, j, i) : say(s, j, i, row)) != 0) {
+        if ((known ? replay(s, j, i) : say(s, j, i, r)) != 0) {
             return -1;
         }
     }
@@ -352,9 +364,9 @@ say_all(struct serve *s, struct job *j, uint32_t k, const float *row)
 }
 
 
-/* The rows of one segment.  0; -1: its job is gone. */
+/* The rows of one segment, or its token.  0; -1: its job is gone. */
 static int
-answer_one(struct serve *s, int i, const float *rows)
+answer_one(struct serve *s, int i, const float *rows, const uint32_t *token)
 {
     const struct model_segment *g = &s->segments[i];
     struct job                 *j = s->runs[i].job;
@@ -370,15 +382,20 @@ answer_one(struct serve *s, int i, const float *rows)
                     "model's output is not finite");
     }
 
-    return q->n_done < q->n_tok ? 0
-           : say_all(s, j, k, rows + (size_t) (g->n_rows - 1)
-                                     * s->model->n_vocab);
+    struct result r = {
+        rows == NULL ? NULL : rows + (size_t) (g->n_rows - 1)
+                                     * s->model->n_vocab,
+        token == NULL ? 0 : *token
+    };
+
+    return q->n_done < q->n_tok ? 0 : say_all(s, j, k, &r);
 }
 
 
-/* What the forward call has computed, to events. */
+/* What the forward call has computed, logits or tokens, to events. */
 static void
-answer(struct serve *s, int n_segs, const float *logits)
+answer(struct serve *s, int n_segs, const float *logits,
+       const uint32_t *tokens)
 {
     for (int i = 0; i < n_segs; i++) {
         struct job       *j = s->runs[i].job;
@@ -399,10 +416,14 @@ answer(struct serve *s, int n_segs, const float *logits)
         int         gone = 0;
 
         if (j != NULL) {
-            gone = answer_one(s, i, logits) != 0;
+            gone = answer_one(s, i, logits, tokens) != 0;
         }
 
-        logits += (size_t) s->segments[i].n_rows * s->model->n_vocab;
+        if (tokens != NULL) {
+            tokens += s->segments[i].n_rows;
+        } else {
+            logits += (size_t) s->segments[i].n_rows * s->model->n_vocab;
+        }
 
         for (int k = i + 1; gone && k < n_segs && s->runs[k].job == j; k++) {
             s->runs[k].job = NULL;
@@ -412,6 +433,36 @@ answer(struct serve *s, int n_segs, const float *logits)
             serve_job_flush(s, j);
         }
     }
+}
+
+
+/* How the device is to choose the token of each segment that has a row: in
+ * s->how.  0: it cannot, since somebody wants to see logits, or has penalties,
+ * or several choices begin with one row. */
+static int
+plan_samples(struct serve *s, int n_segs)
+{
+    uint32_t n = 0;
+
+    for (int i = 0; i < n_segs; i++) {
+        const struct job    *j = s->runs[i].job;
+        const struct choice *c = &j->choices[s->runs[i].i_choice];
+
+        if (serve_score_wanted(j) || j->n_top > 0
+            || (j->first_us == 0 && j->sched.n_seqs > 1)
+            || s->segments[i].n_rows > 1)
+        {
+            return 0;
+        }
+
+        if (s->segments[i].n_rows == 1
+            && sampler_plan(&c->sampler, c->n_output, &s->how[n++]) != 0)
+        {
+            return 0;
+        }
+    }
+
+    return model_samples(s->model->model);
 }
 
 
@@ -430,12 +481,19 @@ serve_step(struct serve *s)
     }
 
     uint64_t start = clock_us();
-    float   *logits;
+    float          *logits = NULL;
+    const uint32_t *tokens = NULL;
 
-    model_forward(s->model->model, s->segments, n, &logits);
+    if (plan_samples(s, n)) {
+        model_forward_sample(s->model->model, s->segments, n, s->how,
+                             s->model->n_text, &tokens);
+    } else {
+        model_forward(s->model->model, s->segments, n, &logits);
+    }
+
     measure(s, n, n_tok, clock_us() - start);
     s->counts.steps++;
-    answer(s, n, logits);
+    answer(s, n, logits, tokens);
 
     return 1;
 }

@@ -2,6 +2,7 @@
  * ops.c - every op of the CUDA backend against the reference, on sizes off
  * every tile and hard inputs; on a GPU also in a model's own shapes.
  */
+#include "engine/sampler.h"
 #include "pair.h"
 
 #define BF16_MOST   5e-3        /* what rounding x to bf16 may cost */
@@ -801,6 +802,122 @@ test_silu_mul_gather(void **state)
 }
 
 
+/* Logits of a kind: what models give, few different ones, all the same, a clear
+ * one, and those of which most do not count. */
+static void
+draw_logits(float *x, uint32_t n, int kind)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = kind == 0 ? draw_float() * 3
+               : kind == 1 ? (float) draw(3) * -0.0f + (float) (draw(5) / 2)
+               : kind == 2 ? -7.5f
+               : kind == 3 ? draw_float() + (i == n / 2 ? 20 : 0)
+               : draw_float() * 200;
+    }
+}
+
+
+/* A row of each kind. */
+static void
+check_sample(uint32_t n, const struct sampler_params *p)
+{
+    enum { ROWS = 5 };
+    struct rows    x = rows_make(ROWS, n, n + 5);
+    struct sampler s;
+    struct sample  plans[ROWS];
+
+    assert_int_equal(sampler_init(&s, n), 0);
+
+    for (uint32_t r = 0; r < ROWS; r++) {
+        draw_logits(x.host + (size_t) r * x.stride, n, (int) r);
+        assert_int_equal(sampler_plan(p, r * 1000003ull, &plans[r]), 0);
+    }
+
+    both_put(&x.b, x.host);
+
+    const uint32_t *got = backends[CUDA]->ops->sample(
+        backends[CUDA], tensor_of(&x, CUDA), plans, ROWS, n);
+
+    for (uint32_t r = 0; r < ROWS; r++) {
+        uint32_t want;
+
+        assert_int_equal(sampler_next(&s, p, NULL, x.host + (size_t) r
+                                      * x.stride, r * 1000003ull, &want), 0);
+
+        if (got[r] != want) {
+            fail_msg("%u of kind %u, temperature %g, top_k %d, top_p %g, "
+                     "min_p %g: expected %u, got %u", n, r,
+                     (double) p->temperature, p->top_k, (double) p->top_p,
+                     (double) p->min_p, want, got[r]);
+        }
+    }
+
+    sampler_free(&s);
+    rows_free(&x);
+}
+
+
+/* The same bits as the host's, whatever the logits are. */
+static void
+test_sample(void **state)
+{
+    static const struct sampler_params params[] = {
+        { 0, 1, 0, 0, 0, 0, 1, 0, 1, NULL, 0 },
+        { 1, 1, 0, 0, 0, 0, 1, 0, 2, NULL, 0 },
+        { 1, 0.9f, 0, 0, 0, 0, 1, 3, 1ull << 40, NULL, 0 },
+        { 0.7f, 1, 0, 20, 0, 0, 1, 0, 4, NULL, 0 },
+        { 3, 0.5f, 0, 40, 0, 0, 1, 1, 5, NULL, 0 },
+        { 1, 1, 0.1f, 0, 0, 0, 1, 0, 6, NULL, 0 },
+        { 1.5f, 0.95f, 0.02f, 7, 0, 0, 1, 0, 7, NULL, 0 },
+        { 1, 1e-9f, 0, 1 << 30, 0, 0, 1, 0, 8, NULL, 0 },
+        { 1e-3f, 0.999f, 0, 1, 0, 0, 1, 0, 9, NULL, 0 },
+        { 50, 0.6f, 0, 0, 0, 0, 1, 0, 10, NULL, 0 }
+    };
+    static const uint32_t sizes[] = { 3, 37, 1300 };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(params); i++) {
+        for (size_t k = 0; k < BASE_COUNT(sizes); k++) {
+            check_sample(sizes[k], &params[i]);
+        }
+
+        if (!is_small()) {
+            check_sample(129280, &params[i]);
+        }
+    }
+}
+
+
+/* A row that is not finite has no token, the others have theirs. */
+static void
+test_sample_nan(void **state)
+{
+    static const float bad[] = { NAN, INFINITY, -INFINITY };
+    struct rows        x = rows_make(4, 40, 40);
+    struct sample      plans[4];
+
+    (void) state;
+
+    for (int i = 0; i < 4; i++) {
+        plans[i] = (struct sample) { .scale = (float) (i % 2), .top_p = 1,
+                                     .least = -INFINITY };
+        x.host[i * 40 + 17] = i < 3 ? bad[i] : 100;
+    }
+
+    both_put(&x.b, x.host);
+
+    const uint32_t *got = backends[CUDA]->ops->sample(
+        backends[CUDA], tensor_of(&x, CUDA), plans, 4, 40);
+
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(got[i], i < 3 ? BACKEND_NO_TOKEN : 17);
+    }
+
+    rows_free(&x);
+}
+
+
 int
 main(void)
 {
@@ -817,6 +934,8 @@ main(void)
         cmocka_unit_test(test_route_nan),
         cmocka_unit_test(test_moe),
         cmocka_unit_test(test_silu_mul_gather),
+        cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_sample_nan),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -131,6 +131,24 @@ hw_bytes(uint32_t v, uint32_t which)
 }
 
 static inline float
+hw_mul(float a, float b)
+{
+    return a * b;
+}
+
+static inline float
+hw_add(float a, float b)
+{
+    return a + b;
+}
+
+static inline uint64_t
+hw_mulhi(uint64_t a, uint64_t b)
+{
+    return (uint64_t) ((unsigned __int128) a * b >> 64);
+}
+
+static inline float
 hw_exp2(float v)
 {
     return v < -126 ? 0 : exp2f(v);

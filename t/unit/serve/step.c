@@ -109,6 +109,50 @@ model_forward(struct model *m, const struct model_segment *segs, int n_segs,
 }
 
 
+/* Every other step chooses where the logits are: nobody can tell. */
+static uint32_t n_asked, n_sampled;
+
+int
+model_samples(const struct model *m)
+{
+    (void) m;
+
+    return ++n_asked % 2;
+}
+
+
+void
+model_forward_sample(struct model *m, const struct model_segment *segs,
+                     int n_segs, const struct sample *how, uint32_t n_vocab,
+                     const uint32_t **tokens)
+{
+    static uint32_t chosen[N_SEQS];
+    float          *logits;
+    int             n_rows = 0;
+
+    model_forward(m, segs, n_segs, &logits);
+    n_sampled++;
+    *tokens = chosen;
+
+    for (int i = 0; i < n_segs; i++) {
+        n_rows += segs[i].n_rows;
+        assert_in_range(segs[i].n_rows, 0, 1);
+    }
+
+    for (int r = 0; r < n_rows; r++, logits += N_VOCAB) {
+        chosen[r] = 0;
+
+        /* The one of 50 is drawn with the rest of a share of e^-50. */
+        for (uint32_t i = 0; i < n_vocab; i++) {
+            chosen[r] = !(logits[i] <= 50) ? BACKEND_NO_TOKEN
+                        : logits[i] == 50 ? i : chosen[r];
+        }
+
+        assert_true(how[r].top_p > 0);
+    }
+}
+
+
 /* -- an engine and a worker in one process -------------------------------- */
 
 static struct serve_model fake_model = {
@@ -875,5 +919,12 @@ main(void)
     log_max = LOG_LEVEL_ERROR;
     cmocka_set_message_output(CM_OUTPUT_TAP);
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+
+    if (n_sampled == 0) {
+        print_message("# no step was sampled\n");
+        return 1;
+    }
+
+    return rc;
 }
