@@ -19,6 +19,9 @@
 # The client would be on another machine: it looks at its sockets once in
 # CLIENT_US (1000), since being woken by each event would be paid by the worker,
 # and would have it wait where they share a core.  CLIENT_US=0: it is woken.
+# AWAKE=1 keeps the cores awake, as an engine that computes does, by a loop on
+# each that gives way to all else: what is left out is a halted core's start,
+# which in a virtual machine costs more than a token.
 #
 # Prints a table, and writes it to $BUILD/bench-gateway.json.
 use strict;
@@ -37,6 +40,7 @@ my $build = $Moe::build;
 my $rounds = $ENV{ROUNDS} // 3;
 my $seconds = $ENV{SECONDS} // 3;
 my $client_us = $ENV{CLIENT_US} // 1000;
+my $awake = $ENV{AWAKE} // 0;
 my $perf = Moe::find('perf');
 chomp(my $nofile = `bash -c 'ulimit -n'`);
 
@@ -68,6 +72,7 @@ unless (-x $uvicorn) {
 }
 
 my (@rows, %server, $head, $tail);
+my @loops = map { loop() } 1 .. ($awake ? n_cpus() : 0);
 for my $setting (@settings) {
     my ($name, $n, $script, @what) = @$setting;
     my %samples;
@@ -93,8 +98,23 @@ for my $setting (@settings) {
     Test::More->builder->output(\my $quiet);
     $_->{moe}->stop for values %server;
 }
+kill 'KILL', @loops;
 report();
 Test::More::done_testing();
+
+
+sub n_cpus {
+    return scalar(() = Moe::slurp('/proc/cpuinfo') =~ /^processor\s*:/mg);
+}
+
+sub loop {
+    my $parent = $$;
+    my $pid = fork // die "fork: $!\n";
+    return $pid if $pid;
+    system('chrt', '--idle', '--pid', 0, $$) == 0 or die "no chrt\n";
+    1 while getppid == $parent;
+    POSIX::_exit(0);
+}
 
 
 # -- servers -----------------------------------------------------------------
@@ -268,8 +288,7 @@ sub report {
     chomp(my $commit = `git -C $dir rev-parse --short HEAD 2>/dev/null`
                        || 'none');
     my ($cpu) = Moe::slurp('/proc/cpuinfo') =~ /^model name\s*:\s*(.+)$/m;
-    my $n = () = Moe::slurp('/proc/cpuinfo') =~ /^processor\s*:/mg;
-    my $machine = ($cpu // 'unknown CPU') . ", $n CPUs";
+    my $machine = ($cpu // 'unknown CPU') . ', ' . n_cpus() . ' CPUs';
     my $date = strftime '%Y-%m-%d', gmtime;
 
     open my $json, '>', "$build/bench-gateway.json"
@@ -288,7 +307,8 @@ sub report {
     @columns = grep { my $c = $_->[0]; grep { defined $_->{$c} } @rows }
                @columns;
     print "$machine, commit $commit, $date; $rounds rounds of $seconds s, "
-        . "client_us $client_us\n";
+        . "client_us $client_us, cores "
+        . ($awake ? "kept awake\n" : "left alone\n");
     printf "%-15s %-8s", 'setting', 'server';
     printf ' %*s', $_->[1] =~ /(\d+)/, $_->[0] for @columns;
     print "\n";
