@@ -229,6 +229,9 @@ struct backend_ops {
     void     (*weight_put)(struct backend *b, const struct weight *w,
                            uint32_t i, uint32_t row, uint32_t n_rows,
                            const float *rows);
+    /* Brings the memory of w to where it will be read, before anything is
+     * written there; NULL: memory is as near as can be. */
+    void     (*weight_place)(struct backend *b, const struct weight *w);
     /* fn(ctx, i, thread) for i = 0 .. n - 1, on all threads; no order. */
     void     (*each)(struct backend *b, uint32_t n,
                      void (*fn)(void *ctx, uint32_t i, int thread), void *ctx);
@@ -293,6 +296,8 @@ struct backend {
     char                      kernels[64];  /* "avx512, 2 threads" */
     int                       n_threads;    /* that each() runs on */
     int                       host_memory;  /* alloc() gives the host's */
+    uint64_t                  layout;   /* of weights in the memory of several
+                                           nodes; 0: there is one */
 };
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",

@@ -9,10 +9,15 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <linux/mempolicy.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* Fewer multiplications than this are done before another thread has woken. */
 #define WORK_MIN        (256 * 1024)
+
+#define PAGE            4096
 
 
 void
@@ -27,13 +32,33 @@ cpu_run(struct cpu *c, pool_fn fn, void *ctx, uint64_t work)
 }
 
 
+/* How pages of memory are spread over the nodes that have threads.  It is a
+ * wish: a container may not be allowed to have it. */
+static void
+spread(const struct place *p, void *at, size_t n, int mode)
+{
+    unsigned long nodes[PLACE_CPUS_MAX / 64] = { 0 };
+    uintptr_t     from = ((uintptr_t) at + PAGE - 1) / PAGE * PAGE;
+    uintptr_t     to = ((uintptr_t) at + n) / PAGE * PAGE;
+
+    for (int k = 0; k < p->n_nodes && mode != MPOL_DEFAULT; k++) {
+        int node = p->machine.cpus[p->cpu[p->first[k]]].node;
+
+        nodes[node / 64] |= 1ul << node % 64;
+    }
+
+    if (from < to) {
+        syscall(SYS_mbind, from, to - from, mode, nodes, PLACE_CPUS_MAX, 0);
+    }
+}
+
+
 static void *
 op_alloc(struct backend *b, size_t n_bytes)
 {
-    void *p = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE,
+    const struct place *place = pool_place(cpu_of(b)->pool);
+    void               *p = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    (void) b;
 
     if (p == MAP_FAILED) {
         return NULL;
@@ -41,6 +66,10 @@ op_alloc(struct backend *b, size_t n_bytes)
 
     if (n_bytes >= (2u << 20)) {
         madvise(p, n_bytes, MADV_HUGEPAGE);
+    }
+
+    if (place->n_nodes > 1) {
+        spread(place, p, n_bytes, MPOL_INTERLEAVE);     /* keys above all */
     }
 
     return p;
@@ -118,6 +147,39 @@ op_get(struct backend *b, void *to, const void *from, size_t n)
 }
 
 
+int
+cpu_share(const struct cpu *c, uint32_t tiles, int i, int n, int k,
+          struct share *s)
+{
+    const struct place *p = pool_place(c->pool);
+    int                 alone = n != p->n;
+
+    if (k >= (alone ? p->n_nodes : 1)) {
+        return 0;
+    }
+
+    s->node = alone ? k : place_node(p, i);
+    s->i = alone ? 0 : i - p->first[s->node];
+    s->n = alone ? 1 : p->first[s->node + 1] - p->first[s->node];
+    place_part(p, tiles, s->node, &s->tile0, &s->tile1);
+
+    return 1;
+}
+
+
+const uint8_t *
+cpu_tiles(const struct cpu *c, const struct weight *w, uint32_t matrix,
+          int node)
+{
+    uint32_t from, to;
+
+    place_part(pool_place(c->pool), n_tiles(w->n_out), node, &from, &to);
+
+    return (const uint8_t *) w->data + tile_bytes(w->dtype, w->n_in)
+           * ((size_t) w->n * from + (size_t) matrix * (to - from) - from);
+}
+
+
 static size_t
 op_weight_bytes(const struct weight *w)
 {
@@ -130,11 +192,16 @@ static void
 op_weight_put(struct backend *b, const struct weight *w, uint32_t i,
               uint32_t row, uint32_t n_rows, const float *rows)
 {
-    uint8_t *m = (uint8_t *) w->data + op_weight_bytes(w) * i;
+    const struct place *p = pool_place(cpu_of(b)->pool);
+    uint32_t            from = 0, to = 0;
+    uint8_t            *m = NULL;
 
-    (void) b;
+    for (uint32_t r = 0, node = 0; r < n_rows; r++) {
+        while ((row + r) / TILE >= to) {
+            place_part(p, n_tiles(w->n_out), (int) node, &from, &to);
+            m = (uint8_t *) cpu_tiles(cpu_of(b), w, i, (int) node++);
+        }
 
-    for (uint32_t r = 0; r < n_rows; r++) {
         uint8_t     *tile = m + (row + r) / TILE
                             * tile_bytes(w->dtype, w->n_in);
         size_t       lane = (row + r) % TILE;
@@ -157,6 +224,47 @@ op_weight_put(struct backend *b, const struct weight *w, uint32_t i,
                 to[i_in / 2 * TILE * 2 + i_in % 2] = bf16_from_f32(x[i_in]);
             }
         }
+    }
+}
+
+
+struct weight_run {
+    struct cpu          *c;
+    const struct weight *w;
+};
+
+
+/* Each thread touches its part of its node's memory first. */
+static void
+run_touch(void *ctx, int i, int n)
+{
+    const struct weight_run *a = ctx;
+    const struct weight     *w = a->w;
+    size_t                   one = tile_bytes(w->dtype, w->n_in) * w->n;
+    struct share             s;
+
+    cpu_share(a->c, n_tiles(w->n_out), i, n, 0, &s);
+
+    uint8_t *at = (uint8_t *) w->data + one * s.tile0;
+    size_t   all = one * (s.tile1 - s.tile0);
+    size_t   from = all * (size_t) s.i / (size_t) s.n;
+    size_t   to = all * ((size_t) s.i + 1) / (size_t) s.n;
+
+    for (; from < to; from += PAGE) {
+        *(volatile uint8_t *) (at + from) = 0;
+    }
+}
+
+
+static void
+op_weight_place(struct backend *b, const struct weight *w)
+{
+    struct weight_run   a = { cpu_of(b), w };
+    const struct place *p = pool_place(a.c->pool);
+
+    if (p->n_nodes > 1) {
+        spread(p, w->data, op_weight_bytes(w) * w->n, MPOL_DEFAULT);
+        pool_run(a.c->pool, run_touch, &a);
     }
 }
 
@@ -324,25 +432,36 @@ op_linear(struct backend *b, struct tensor y, struct tensor x,
 
 
 static void
-run_heads(void *ctx, int i, int n)
+heads_share(const struct linear_run *a, const struct share *s)
 {
-    const struct linear_run   *a = ctx;
-    const struct heads        *h = a->heads;
-    const struct weight       *w = h->w;
-    uint32_t                   tiles = n_tiles(w->n_out), from, to;
+    const struct heads  *h = a->heads;
+    uint32_t             tiles = s->tile1 - s->tile0, from, to;
 
-    pool_part(tiles * w->n, i, n, &from, &to);
+    pool_part(tiles * h->w->n, s->i, s->n, &from, &to);
 
     while (from < to) {
         uint32_t      head = from / tiles, t0 = from % tiles;
         uint32_t      t1 = to - from < tiles - t0 ? t0 + to - from : tiles;
         struct linear l = a->l;
 
-        l.w += op_weight_bytes(w) * head;
+        l.w = cpu_tiles(a->c, h->w, head, s->node);
         l.x += h->x_head * head;
         l.y += h->y_head * head;
-        a->c->k->linear(&l, t0, t1, 0, a->n_rows);
+        a->c->k->linear(&l, s->tile0 + t0, s->tile0 + t1, 0, a->n_rows);
         from += t1 - t0;
+    }
+}
+
+
+static void
+run_heads(void *ctx, int i, int n)
+{
+    const struct linear_run   *a = ctx;
+    const struct weight       *w = a->heads->w;
+    struct share               s;
+
+    for (int k = 0; cpu_share(a->c, n_tiles(w->n_out), i, n, k, &s); k++) {
+        heads_share(a, &s);
     }
 }
 
@@ -530,9 +649,9 @@ op_close(struct backend *b)
 
 static const struct backend_ops ops = {
     op_close, op_alloc, op_free, op_room, op_put, op_get, op_weight_bytes,
-    op_weight_put, op_each, op_begin, op_embed, op_rmsnorm, op_linear,
-    op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route, cpu_moe,
-    op_silu_mul, op_gather, op_fetch, NULL
+    op_weight_put, op_weight_place, op_each, op_begin, op_embed, op_rmsnorm,
+    op_linear, op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route,
+    cpu_moe, op_silu_mul, op_gather, op_fetch, NULL
 };
 
 
@@ -636,11 +755,18 @@ say_kernels(struct cpu *c)
     const struct place *p = pool_place(c->pool);
     char                nodes[24] = "";
 
+    c->b.n_threads = p->n;
+
     if (p->n_nodes > 1) {
+        c->b.layout = 1;
         snprintf(nodes, sizeof(nodes), ", %d nodes", p->n_nodes);
     }
 
-    c->b.n_threads = p->n;
+    for (int k = 1; k < p->n_nodes; k++) {
+        c->b.layout = c->b.layout * 4099 + (uint64_t) p->first[k] * 1031
+                      + (uint64_t) p->n;
+    }
+
     snprintf(c->b.kernels, sizeof(c->b.kernels), "%s, %d thread%s%s%s",
              c->k->name, p->n, p->n == 1 ? "" : "s",
              p->pinned ? ", pinned" : "", nodes);

@@ -13,6 +13,10 @@
  * so that a vector holds one column of 16 outputs, whose sums then need no
  * adding across lanes, and bf16 is what the dot-product instructions take.
  * Rows beyond n_out and an odd last column are 0.
+ *
+ * Matrices of a weight lie one after the other.  On a machine of several nodes
+ * (place.h) all first parts do, then all second ones, so that what a node's
+ * threads read is in one piece.
  */
 #ifndef MOE_CPU_CPU_H
 #define MOE_CPU_CPU_H
@@ -152,6 +156,25 @@ kv_row(const struct kv_store *kv, uint32_t page, uint32_t layer, uint32_t tok)
     return (uint8_t *) kv->data + row * kv->row * dtype_bytes(kv->dtype);
 }
 
+
+/* A thread's share of the tiles of each matrix: those of its node, of which it
+ * takes a part as the i-th of n. */
+struct share {
+    int         node;
+    uint32_t    tile0;
+    uint32_t    tile1;
+    int         i;
+    int         n;
+};
+
+/* The k-th share of thread i of n, which are all threads of the pool, or the
+ * caller alone with those of every node.  0: there is none. */
+int cpu_share(const struct cpu *c, uint32_t tiles, int i, int n, int k,
+              struct share *s);
+
+/* From where tile t of a matrix, one of that node's, is t tiles on. */
+const uint8_t *cpu_tiles(const struct cpu *c, const struct weight *w,
+                         uint32_t matrix, int node);
 
 /* Thread's way through all of n units of about `work` multiplications each;
  * little work is done by the caller alone. */

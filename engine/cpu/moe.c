@@ -69,21 +69,25 @@ tile_cost(const struct moe_run *m, uint32_t e)
 }
 
 
-/* Calls fn for this thread's tiles of each expert: an equal part of the cost.
- * A tile belongs to the thread in whose part its cost begins. */
+/* Tiles [tile0, tile1) of expert e; the node is the thread's. */
+typedef void (*part_fn)(const struct moe_run *m, uint32_t e, int node,
+                        uint32_t tile0, uint32_t tile1);
+
+
+/* Calls fn for a share's tiles of each expert: an equal part of the cost.  A
+ * tile belongs to the thread in whose part its cost begins. */
 static void
-each_part(struct moe_run *m, uint32_t tiles, int i, int n,
-          void (*fn)(const struct moe_run *m, uint32_t e, uint32_t tile0,
-                     uint32_t tile1))
+each_of_share(struct moe_run *m, const struct share *s, part_fn fn)
 {
     uint64_t all = 0, at = 0;
+    uint32_t tiles = s->tile1 - s->tile0;
 
     for (uint32_t j = 0; j < m->n_active; j++) {
         all += tile_cost(m, m->active[j]) * tiles;
     }
 
-    uint64_t from = all * (uint32_t) i / (uint32_t) n;
-    uint64_t to = all * ((uint32_t) i + 1) / (uint32_t) n;
+    uint64_t from = all * (uint32_t) s->i / (uint32_t) s->n;
+    uint64_t to = all * ((uint32_t) s->i + 1) / (uint32_t) s->n;
 
     for (uint32_t j = 0; j < m->n_active && at < to; j++) {
         uint32_t e = m->active[j];
@@ -94,7 +98,8 @@ each_part(struct moe_run *m, uint32_t tiles, int i, int n,
         t1 = t1 < tiles ? t1 : tiles;
 
         if (t0 < t1) {
-            fn(m, e, (uint32_t) t0, (uint32_t) t1);
+            fn(m, e, s->node, s->tile0 + (uint32_t) t0,
+               s->tile0 + (uint32_t) t1);
         }
 
         at += cost * tiles;
@@ -102,14 +107,24 @@ each_part(struct moe_run *m, uint32_t tiles, int i, int n,
 }
 
 
+static void
+each_part(struct moe_run *m, uint32_t tiles, int i, int n, part_fn fn)
+{
+    struct share s;
+
+    for (int k = 0; cpu_share(m->c, tiles, i, n, k, &s); k++) {
+        each_of_share(m, &s, fn);
+    }
+}
+
+
 /* The rows of expert e through its matrix of w. */
 static struct linear
-of_expert(const struct weight *w, uint32_t e)
+of_expert(const struct moe_run *m, const struct weight *w, uint32_t e,
+          int node)
 {
-    size_t n_bytes = n_tiles(w->n_out) * tile_bytes(w->dtype, w->n_in);
-
     return (struct linear) {
-        .w = (const uint8_t *) w->data + n_bytes * e,
+        .w = cpu_tiles(m->c, w, e, node),
         .dtype = w->dtype,
         .n_out = w->n_out,
         .n_in = w->n_in,
@@ -118,12 +133,13 @@ of_expert(const struct weight *w, uint32_t e)
 
 
 static void
-gate_up(const struct moe_run *m, uint32_t e, uint32_t tile0, uint32_t tile1)
+gate_up(const struct moe_run *m, uint32_t e, int node, uint32_t tile0,
+        uint32_t tile1)
 {
     const struct moe *a = m->a;
     uint32_t          at = m->start[e], n = rows_of(m, e);
-    struct linear     gate = of_expert(a->gate, e);
-    struct linear     up = of_expert(a->up, e);
+    struct linear     gate = of_expert(m, a->gate, e, node);
+    struct linear     up = of_expert(m, a->up, e, node);
 
     gate.x = up.x = a->x.data;
     gate.x_stride = up.x_stride = a->x.stride;
@@ -149,11 +165,12 @@ gate_up(const struct moe_run *m, uint32_t e, uint32_t tile0, uint32_t tile1)
 
 
 static void
-down(const struct moe_run *m, uint32_t e, uint32_t tile0, uint32_t tile1)
+down(const struct moe_run *m, uint32_t e, int node, uint32_t tile0,
+     uint32_t tile1)
 {
     const struct moe *a = m->a;
     uint32_t          at = m->start[e];
-    struct linear     l = of_expert(a->down, e);
+    struct linear     l = of_expert(m, a->down, e, node);
 
     l.x = a->tmp_gate.data + a->tmp_gate.stride * at;
     l.x_stride = a->tmp_gate.stride;

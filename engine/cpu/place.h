@@ -60,6 +60,19 @@ void place_make(struct place *p, const struct place_machine *m, int n,
 /* Where thread i may run.  0: anywhere. */
 int place_cpus(const struct place *p, int i, cpu_set_t *cpus);
 
+/* The node of a thread. */
+static inline int
+place_node(const struct place *p, int i)
+{
+    int k = 0;
+
+    while (i >= p->first[k + 1]) {
+        k++;
+    }
+
+    return k;
+}
+
 /* Node k's part of 0 .. n_all - 1: [*from, *to). */
 static inline void
 place_part(const struct place *p, uint32_t n_all, int k, uint32_t *from,

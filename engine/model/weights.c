@@ -172,6 +172,21 @@ place_item(struct weights_loader *l, const struct item *it)
 
 
 static void
+settle_item(struct weights_loader *l, const struct item *it)
+{
+    struct layer *layer = &l->w->layers[it->i_layer];
+
+    if (it->spec->kind == TENSOR_KV_B) {
+        l->b->ops->weight_place(l->b, &layer->w_uk);
+        l->b->ops->weight_place(l->b, &layer->w_uv);
+
+    } else if (it->spec->kind != TENSOR_VECTOR) {
+        l->b->ops->weight_place(l->b, it->target);
+    }
+}
+
+
+static void
 load_item(struct weights_loader *l, const struct item *it)
 {
     uint32_t tiles = (it->n_rows + ROWS - 1) / ROWS;
@@ -234,6 +249,7 @@ weights_key(const struct weights_loader *l)
     uint64_t key = pack_key(l->files != NULL, &id, sizeof(id));
 
     key = pack_key(key, l->b->name, strlen(l->b->name));
+    key = pack_key(key, &l->b->layout, sizeof(l->b->layout));
     key = pack_key(key, l->src.quant, strlen(l->src.quant));
 
     for (size_t i = 0; i < l->n_items; i++) {
@@ -259,6 +275,10 @@ get_memory(struct weights_loader *l, struct pack *pack, struct err *e)
 
     if (pack->dir != NULL) {
         pack->key = weights_key(l);
+    }
+
+    /* A file's pages are where they are: not good enough for several nodes. */
+    if (pack->dir != NULL && l->b->layout == 0) {
         kept = pack_load(pack);
     }
 
@@ -275,6 +295,14 @@ get_memory(struct weights_loader *l, struct pack *pack, struct err *e)
 
     if (l->head_is_embed) {
         w->globals.head = w->globals.embed;
+    }
+
+    if (l->b->layout != 0) {
+        for (size_t i = 0; i < l->n_items; i++) {
+            settle_item(l, &l->items[i]);
+        }
+
+        kept = pack->dir != NULL && pack_load(pack);
     }
 
     return kept;
