@@ -287,8 +287,11 @@ struct cuda_linear_op {
     int                  add;
 };
 
-/* Up to CUDA_PARTS_MAX products of one x of at most 8 rows; norm (or NULL) is
- * what made x, and is done as well. */
+/* Rows of x up to which weights are streamed for them. */
+#define CUDA_STREAMED   64
+
+/* Up to CUDA_PARTS_MAX products of one x of that many rows; norm is what made
+ * x, and is done as well, of at most 8 rows, or NULL. */
 void cuda_linears(struct cuda *c, const struct cuda_norm *norm,
                   const struct cuda_linear_op *ops, uint32_t n);
 

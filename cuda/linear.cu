@@ -315,18 +315,29 @@ launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
 }
 
 
+/* n matrices, of rows that are few enough to stream the weights. */
+template <enum dtype T>
+static void
+run_few(struct cuda *c, struct linear_args *a, uint32_t n)
+{
+    if (a->n_rows <= 8) {
+        launch_linear<T, 1, 1>(c, a, n);
+
+    } else if (a->n_rows <= 32) {
+        launch_linear<T, 2, 4>(c, a, n);
+
+    } else {
+        launch_linear<T, 2, 8>(c, a, n);
+    }
+}
+
+
 template <enum dtype T>
 static void
 run_few_or_many(struct cuda *c, struct linear_args *a, const struct weight *w)
 {
-    if (a->n_rows <= 8) {
-        launch_linear<T, 1, 1>(c, a, w->n);
-
-    } else if (a->n_rows <= 32) {
-        launch_linear<T, 2, 4>(c, a, w->n);
-
-    } else if (a->n_rows <= 64 || c->deterministic) {
-        launch_linear<T, 2, 8>(c, a, w->n);
+    if (a->n_rows <= CUDA_STREAMED || c->deterministic) {
+        run_few<T>(c, a, w->n);
 
     } else if (!run_wide(c, a, w)) {
         cuda_launch(c, dim3(cuda_div_up(w->n_out, 128),
@@ -417,8 +428,8 @@ cuda_linears(struct cuda *c, const struct cuda_norm *norm,
     }
 
     if (ops[0].w->dtype == DTYPE_FP8) {
-        launch_linear<DTYPE_FP8, 1, 1>(c, &a, 1);
+        run_few<DTYPE_FP8>(c, &a, 1);
     } else {
-        launch_linear<DTYPE_BF16, 1, 1>(c, &a, 1);
+        run_few<DTYPE_BF16>(c, &a, 1);
     }
 }

@@ -572,9 +572,11 @@ put_one(struct cuda *c, const struct op *op)
 
 typedef size_t (*put_fn)(struct cuda *c, const struct op *op, size_t n);
 
+/* For up to CUDA_FEW tokens; up to CUDA_STREAMED; for prompts. */
 static const put_fn few[] = {
     put_latent, put_route, put_norm_linears, put_only_linears, put_mla, put_moe
 };
+static const put_fn some[] = { put_only_linears };
 static const put_fn prompt[] = { put_prompt };
 
 
@@ -582,11 +584,18 @@ static void
 put_all(struct cuda *c)
 {
     struct cuda_step *s = c->step;
-    const put_fn     *fns = s->mode == LIST ? prompt : few;
-    size_t            n_fns = s->mode == LIST ? BASE_COUNT(prompt)
-                              : c->n_tok <= CUDA_FEW && !c->deterministic
-                              ? BASE_COUNT(few) : 0;
+    const put_fn     *fns = some;
+    size_t            n_fns = c->n_tok <= CUDA_STREAMED ? BASE_COUNT(some) : 0;
     size_t            n_done;
+
+    if (s->mode == LIST) {
+        fns = prompt;
+        n_fns = BASE_COUNT(prompt);
+
+    } else if (c->n_tok <= CUDA_FEW && !c->deterministic) {
+        fns = few;
+        n_fns = BASE_COUNT(few);
+    }
 
     for (size_t i = 0; i < s->n_ops; i += n_done) {
         n_done = 0;

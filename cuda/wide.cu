@@ -29,6 +29,9 @@
  * reads goes through shared memory, where it is put in atoms, and is copied
  * from there.
  *
+ * cuBLASLt, which reads rows, would want a second copy of the weights, for
+ * prompts alone: it is what t/bench/cuda measures beside (peer.py's ceiling).
+ *
  * Not measured on a GPU yet.
  */
 #include "common.cuh"

@@ -248,17 +248,74 @@ test_fp8(void **state)
 }
 
 
+/* Greedily n_new more tokens after n_prompt: where there are logits, the first
+ * of the largest, else chosen where they are. */
+static void
+say_greedily(struct model *m, uint32_t *tokens, int n_prompt, int n_new)
+{
+    static const uint32_t pages[] = { 3, 1, 2, 0 };
+    struct sample         how = { .top_p = 1 };
+    const uint32_t       *said;
+    float                *logits;
+
+    for (int n = n_prompt, pos = 0; n < n_prompt + n_new; n++) {
+        struct model_segment seg = { tokens + pos, pages, n - pos, pos, 1 };
+        uint32_t             n_vocab = model_info(m)->n_vocab;
+
+        if (model_samples(m)) {
+            model_forward_sample(m, &seg, 1, &how, n_vocab, &said);
+            tokens[n] = *said;
+
+        } else {
+            model_forward(m, &seg, 1, &logits);
+            tokens[n] = argmax(logits, n_vocab);
+        }
+
+        pos = n;
+    }
+}
+
+
+/* The demo's model says what it says on the CPU. */
+static void
+test_demo(void **state)
+{
+    /* "What is 347 + 285?", as its template has it, and what it thinks. */
+    static const uint32_t prompt[] = {
+        0, 4092, 283, 270, 223, 21, 22, 25, 331, 223, 20, 26, 23, 33, 4093,
+        4094, 201
+    };
+    uint32_t      want[128], got[128];
+    int           n = BASE_COUNT(prompt), n_new = is_small() ? 5 : 100;
+    struct model *cpu = load("../../../conf/demo/model", "cpu", "bf16");
+    struct model *m = load("../../../conf/demo/model", "cuda", "bf16");
+
+    (void) state;
+    memcpy(want, prompt, sizeof(prompt));
+    memcpy(got, prompt, sizeof(prompt));
+    say_greedily(cpu, want, n, n_new);
+    say_greedily(m, got, n, n_new);
+
+    for (int i = n; i < n + n_new; i++) {
+        assert_int_equal(got[i], want[i]);
+    }
+
+    model_free(cpu);
+    model_free(m);
+}
+
+
 /* Sizes of more than one tile, so that every warp has something to do. */
 static const struct {
     const char *key;
     int         value;
 } larger[] = {
-    { "hidden_size", 288 }, { "kv_lora_rank", 176 }, { "qk_rope_head_dim", 24 },
-    { "qk_nope_head_dim", 150 }, { "v_head_dim", 72 },
+    { "hidden_size", 288 }, { "kv_lora_rank", 176 }, { "qk_rope_head_dim", 32 },
+    { "qk_nope_head_dim", 120 }, { "v_head_dim", 72 },
     { "num_attention_heads", 5 }, { "moe_intermediate_size", 168 },
     { "n_routed_experts", 12 }, { "num_experts_per_tok", 4 },
     { "n_shared_experts", 2 }, { "num_hidden_layers", 2 },
-    { "head_dim", 24 }, { "num_key_value_heads", 5 }
+    { "head_dim", 32 }, { "num_key_value_heads", 5 }
 };
 
 /* In the emulation: kernels launched so far. */
@@ -270,8 +327,8 @@ load_larger(const char *dir, const char *backend)
 {
     struct err           e = { "" };
     struct model_options o = {
-        .dir = dir, .backend = backend, .n_threads = 2, .max_batch_tok = 80,
-        .max_batch_rows = 80, .random_seed = 7, .max_seqs = 2
+        .dir = dir, .backend = backend, .n_threads = 2, .max_batch_tok = 400,
+        .max_batch_rows = 400, .random_seed = 7, .max_seqs = 2
     };
     struct model        *m = model_load(&o, &e);
 
@@ -283,16 +340,17 @@ load_larger(const char *dir, const char *backend)
 }
 
 
-/* Random weights in larger shapes: a prompt, then tokens one by one, which
- * are few enough for the kernels that do several calls in one; then again,
- * when every step is a replay. */
+/* Random weights in larger shapes: a prompt, whose keys are not absorbed where
+ * there is time for a long one, then tokens one by one, which are few enough
+ * for the kernels that do several calls in one; then again, when every step is
+ * a replay. */
 static void
 test_larger(void **state)
 {
     char    dir[] = "/tmp/moe-cuda-XXXXXX", path[64];
     json_t *config = json_load_file("t/data/model/v2_lite/config.json", 0,
                                     NULL);
-    struct golden g = { NULL, { 0 }, 12 };
+    struct golden g = { NULL, { 0 }, is_small() ? 12 : 300 };
 
     (void) state;
     assert_non_null(mkdtemp(dir));
@@ -315,9 +373,9 @@ test_larger(void **state)
     float        *want = run(cpu, &g, g.n_tok);
 
     for (int i = 0; i < 4; i++) {
-        static const int chunks[] = { 12, 1, 5, 1 };
-        float           *got = run(m, &g, chunks[i]);
-        int              n_apart = 0;
+        const int chunks[] = { g.n_tok, 1, 5, 1 };
+        float    *got = run(m, &g, chunks[i]);
+        int       n_apart = 0;
 
         for (int t = 0; t < g.n_tok; t++) {
             n_apart += !(apart(got + (size_t) t * n_vocab,
@@ -325,7 +383,7 @@ test_larger(void **state)
                          <= BF16_MOST);
         }
 
-        if (n_apart > 2) {
+        if (n_apart > g.n_tok / 6) {
             fail_msg("in chunks of %d: %d rows are apart, the first by %g",
                      chunks[i], n_apart, apart(got, want, n_vocab));
         }
@@ -334,7 +392,7 @@ test_larger(void **state)
     }
 
     struct model *same = load_larger(dir, "cuda:deterministic");
-    float        *whole = run(same, &g, 12);
+    float        *whole = run(same, &g, g.n_tok);
 
     for (int chunk = 1; chunk < 12; chunk += 4) {
         float *got = run(same, &g, chunk);
@@ -354,8 +412,15 @@ test_larger(void **state)
 
         model_forward(m, &one, 1, &logits);
 
-        /* embed, angles; gather, norm, head; the first layer is dense. */
+        /* embed, angles; gather, norm, head; the first layer is dense.  What
+         * the issue allows a layer is 12. */
         assert_true(emu_n_launches - was <= 5 + 2 * 9);
+
+        /* With more tokens fewer calls are put together. */
+        was = emu_n_launches;
+        one.n_tok = 12;
+        model_forward(m, &one, 1, &logits);
+        assert_true(emu_n_launches - was <= 5 + 2 * 21);
     }
 
     free(want);
@@ -370,8 +435,9 @@ test_larger(void **state)
 int
 main(void)
 {
-    struct CMUnitTest tests[2 * BASE_COUNT(names) + 2] = {
-        cmocka_unit_test(test_larger), cmocka_unit_test(test_fp8)
+    struct CMUnitTest tests[2 * BASE_COUNT(names) + 3] = {
+        cmocka_unit_test(test_larger), cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_demo)
     };
     char              titles[2 * BASE_COUNT(names)][64];
 
@@ -380,7 +446,7 @@ main(void)
 
         snprintf(titles[i], sizeof(titles[i]), "%s_%s", name,
                  i % 2 ? "bf16" : "f32");
-        tests[2 + i] = (struct CMUnitTest) {
+        tests[3 + i] = (struct CMUnitTest) {
             titles[i], i % 2 ? test_bf16 : test_f32, NULL, NULL,
             (void *) (uintptr_t) name
         };
