@@ -809,7 +809,7 @@ draw_logits(float *x, uint32_t n, int kind)
 {
     for (uint32_t i = 0; i < n; i++) {
         x[i] = kind == 0 ? draw_float() * 3
-               : kind == 1 ? (float) draw(3) * -0.0f + (float) (draw(5) / 2)
+               : kind == 1 ? (draw(3) == 0 ? -0.0f : (float) (draw(3) / 2))
                : kind == 2 ? -7.5f
                : kind == 3 ? draw_float() + (i == n / 2 ? 20 : 0)
                : draw_float() * 200;

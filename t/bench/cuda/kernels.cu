@@ -476,32 +476,34 @@ fill_keys(struct kv_store *kv)
 }
 
 
+/* n_seqs sequences, the last n_query tokens of each. */
 static void
-bench_mla(uint32_t n_heads, uint32_t n_tok, uint32_t n_ctx)
+bench_mla(uint32_t n_heads, uint32_t n_seqs, uint32_t n_query, uint32_t n_ctx)
 {
     struct mla_bench k;
     uint32_t         row = 576, per = (n_ctx + 63) / 64;
-    double           n_bytes = 2.0 * row * n_tok * n_ctx;
+    uint32_t         n_tok = n_seqs * n_query;
+    double           n_bytes = 2.0 * row * n_seqs * n_ctx;
     uint32_t         n_layers = (uint32_t) ((double) CYCLE_BYTES / n_bytes);
-    uint32_t        *pages = (uint32_t *) malloc((size_t) n_tok * per * 4);
+    uint32_t        *pages = (uint32_t *) malloc((size_t) n_seqs * per * 4);
     char             name[64];
 
     n_layers = n_layers < 1 ? 1 : n_layers > 32 ? 32 : n_layers;
     memset(&k, 0, sizeof(k));
     k.kv.dtype = DTYPE_BF16;
-    k.kv.n_pages = n_tok * per;
+    k.kv.n_pages = n_seqs * per;
     k.kv.n_layers = n_layers;
     k.kv.row = row;
     k.kv.data = take((size_t) k.kv.n_pages * n_layers * 64 * row * 2);
     fill_keys(&k.kv);
 
-    for (uint32_t t = 0; t < n_tok; t++) {
-        tok.pos[t] = n_ctx - 1;
-        tok.pages[t] = pages + (size_t) t * per;
+    for (uint32_t i = 0; i < n_seqs * per; i++) {
+        pages[i] = i % per * n_seqs + i / per;
+    }
 
-        for (uint32_t p = 0; p < per; p++) {
-            pages[t * per + p] = p * n_tok + t;
-        }
+    for (uint32_t t = 0; t < n_tok; t++) {
+        tok.pos[t] = n_ctx - n_query + t % n_query;
+        tok.pages[t] = pages + (size_t) (t / n_query) * per;
     }
 
     k.a.y = rows(n_tok, n_heads * row);
@@ -513,7 +515,8 @@ bench_mla(uint32_t n_heads, uint32_t n_tok, uint32_t n_ctx)
 
     double s = measure(n_tok, n_layers, call_mla, &k);
 
-    snprintf(name, sizeof(name), "cuda.mla_%u.%ux%u", n_heads, n_tok, n_ctx);
+    snprintf(name, sizeof(name), "cuda.mla_%u.%ux%ux%u", n_heads, n_seqs,
+             n_query, n_ctx);
     say(name, s, n_bytes, 2.0 * n_tok * n_ctx * n_heads * (row + 512.0));
     OP(free, k.kv.data, 0);
     OP(free, k.a.y.data, 0);
@@ -526,6 +529,129 @@ bench_mla(uint32_t n_heads, uint32_t n_tok, uint32_t n_ctx)
 }
 
 
+/* A prompt's attention, of V2-Lite's shape: heads, rope, mla, heads. */
+struct prompt_bench {
+    struct heads  uk;
+    struct rope   rope;
+    struct mla    mla;
+    struct heads  uv;
+};
+
+
+static void
+call_prompt(void *ctx, uint32_t i)
+{
+    struct prompt_bench *k = (struct prompt_bench *) ctx;
+
+    (void) i;
+    b->ops->heads(b, &k->uk);
+    b->ops->rope(b, &k->rope);
+    b->ops->mla(b, &k->mla);
+    b->ops->heads(b, &k->uv);
+}
+
+
+static void
+bench_prompt(uint32_t n_tok)
+{
+    static uint32_t     pages[ROWS_MAX / 64];
+    const uint32_t      h = 16, row = 576, lora = 512, nope = 128, rope = 64;
+    struct weight       uk = weight(DTYPE_BF16, h, lora, nope);
+    struct weight       uv = weight(DTYPE_BF16, h, nope, lora);
+    struct kv_store     kv = { NULL, DTYPE_BF16, ROWS_MAX / 64, 1, row };
+    struct prompt_bench k;
+    char                name[64];
+
+    kv.data = take((size_t) ROWS_MAX * row * 2);
+    fill_keys(&kv);
+
+    for (uint32_t t = 0; t < n_tok; t++) {
+        pages[t / 64] = t / 64;
+        tok.pos[t] = t;
+        tok.pages[t] = pages;
+    }
+
+    memset(&k, 0, sizeof(k));
+    k.uk.x = rows(n_tok, h * (nope + rope));
+    k.uk.y = rows(n_tok, h * row);
+    k.uk.x_head = nope + rope;
+    k.uk.y_head = row;
+    k.uk.w = &uk;
+    k.uk.n_rows = n_tok;
+    k.rope.x = tensor_from(k.uk.x, nope);
+    k.rope.y = tensor_from(k.uk.y, lora);
+    k.rope.x_head = nope + rope;
+    k.rope.y_head = row;
+    k.rope.angles = rows(n_tok, rope);
+    k.rope.n_heads = h;
+    k.rope.n = rope;
+    k.rope.interleaved = 1;
+    k.mla.q = k.uk.y;
+    k.mla.y = rows(n_tok, h * row);
+    k.mla.kv = &kv;
+    k.mla.n_heads = h;
+    k.mla.n_latent = lora;
+    k.mla.scale = 0.07f;
+    k.uv.x = k.mla.y;
+    k.uv.y = rows(n_tok, h * nope);
+    k.uv.x_head = row;
+    k.uv.y_head = nope;
+    k.uv.w = &uv;
+    k.uv.n_rows = n_tok;
+
+    double s = measure(n_tok, 1, call_prompt, &k);
+
+    /* What has to be computed: half of the keys, 192 and 128 columns of each;
+     * and keys and values of the latents. */
+    snprintf(name, sizeof(name), "cuda.prompt_16.%u", n_tok);
+    say(name, s, 0, (double) n_tok * n_tok * h * (nope + rope + nope)
+        + 4.0 * n_tok * h * lora * nope);
+    OP(free, kv.data, 0);
+    OP(free, k.uk.x.data, 0);
+    OP(free, k.uk.y.data, 0);
+    OP(free, k.rope.angles.data, 0);
+    OP(free, k.mla.y.data, 0);
+    OP(free, k.uv.y.data, 0);
+    drop(&uk);
+    drop(&uv);
+
+    for (uint32_t t = 0; t < n_tok; t++) {
+        tok.pos[t] = 0;
+    }
+}
+
+
+/* Choosing tokens among V2-Lite's ids; with the host's waiting. */
+static void
+bench_sample(uint32_t n_rows, float top_p)
+{
+    static struct sample how[256];
+    struct tensor        x = rows(n_rows, 102400);
+    uint64_t             start = 0;
+    int                  n = 0;
+
+    for (uint32_t r = 0; r < n_rows; r++) {
+        struct sample one = { top_p > 0 ? 30.0f : 0, -INFINITY, top_p, 0, r,
+                              r, 0 };
+
+        how[r] = one;
+    }
+
+    for (; n < 110; n++) {
+        start = n == 10 ? clock_us() : start;
+        OP(sample, x, how, n_rows, 102400);
+    }
+
+    double s = (double) (clock_us() - start) / 1e6 / 100;
+
+    printf("bench cuda.sample_%s.%u %.4g us\n", top_p > 0 ? "top_p"
+           : "greedy", n_rows, s * 1e6);
+    printf("| cuda.sample_%s.%-18u %9.2f us\n", top_p > 0 ? "top_p"
+           : "greedy", n_rows, s * 1e6);
+    OP(free, x.data, 0);
+}
+
+
 int
 main(int argc, char **argv)
 {
@@ -533,9 +659,9 @@ main(int argc, char **argv)
         { 3072, 2048 }, { 576, 2048 }, { 2048, 2048 }, { 10944, 2048 },
         { 2048, 10944 }, { 102400, 2048 }
     };
-    static const uint32_t contexts[][2] = {
-        { 1, 1024 }, { 1, 8192 }, { 1, 32768 }, { 8, 8192 }, { 64, 1024 },
-        { 64, 8192 }, { 256, 1024 }, { 2, 8192 }
+    static const uint32_t contexts[][3] = {
+        { 1, 1, 1024 }, { 1, 1, 8192 }, { 1, 1, 32768 }, { 8, 1, 8192 },
+        { 64, 1, 1024 }, { 64, 1, 8192 }, { 256, 1, 1024 }, { 64, 2, 8192 }
     };
     static const uint32_t page0[ROWS_MAX / 64] = { 0 };
     struct err            e;
@@ -582,14 +708,24 @@ main(int argc, char **argv)
     }
 
     for (size_t i = 0; i < BASE_COUNT(contexts) && rows_min == 0; i++) {
-        bench_mla(16, contexts[i][0], contexts[i][1]);
-        bench_mla(128, contexts[i][0], contexts[i][1]);
+        bench_mla(16, contexts[i][0], contexts[i][1], contexts[i][2]);
+        bench_mla(128, contexts[i][0], contexts[i][1], contexts[i][2]);
+    }
+
+    bench_prompt(2048);
+    bench_prompt(8192);
+
+    for (uint32_t n = 1; n <= 64 && rows_min == 0; n *= 64) {
+        bench_sample(n, 0);
+        bench_sample(n, 0.9f);
     }
 
     bench_linear(DTYPE_FP8, 2048, 2048);
     bench_linear(DTYPE_FP8, 2048, 10944);
     bench_moe("v2_lite", DTYPE_FP8, 2048, 1408, 64, 6, 2816);
     bench_moe("v2_lite", DTYPE_BF16, 2048, 1408, 64, 6, 2816);
+    bench_moe("v2_lite_routed", DTYPE_FP8, 2048, 1408, 64, 6, 0);
+    bench_moe("v2_lite_routed", DTYPE_BF16, 2048, 1408, 64, 6, 0);
     bench_moe("qwen3_30b", DTYPE_BF16, 2048, 768, 128, 8, 0);
 
     return 0;

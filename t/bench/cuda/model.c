@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/backend.h"
 #include "engine/model/model.h"
 
 #define SEQS_MAX    256
@@ -85,11 +86,13 @@ line(const struct shape *s, const char *what, double tok_s, double share)
 }
 
 
+/* As a server's streams: tokens are chosen on the device, by top_p. */
 static void
 decode(struct model *m, const struct shape *s, int n, int n_ctx)
 {
     static struct model_segment segs[SEQS_MAX];
-    float                      *logits;
+    static struct sample        how[SEQS_MAX];
+    const uint32_t             *said;
     char                        what[64];
     double                      start = 0, t = 0;
     int                         steps = -3;     /* to warm up */
@@ -97,6 +100,10 @@ decode(struct model *m, const struct shape *s, int n, int n_ctx)
     for (int i = 0; i < n; i++) {
         segs[i] = (struct model_segment) {
             &tokens[i], tables[i], 1, n_ctx - 1, 1
+        };
+        how[i] = (struct sample) {
+            .scale = 1.44269504f, .least = -INFINITY, .top_p = 0.9f,
+            .seed = (uint64_t) i
         };
     }
 
@@ -109,13 +116,13 @@ decode(struct model *m, const struct shape *s, int n, int n_ctx)
             segs[i].tokens = &tokens[(i * 31 + steps + 3) % PROMPT_MAX];
         }
 
-        model_forward(m, segs, n, &logits);
+        model_forward_sample(m, segs, n, how, model_info(m)->n_vocab, &said);
         t = steps >= 0 ? now() - start : 0;
     }
 
     double per_step = t / steps;
 
-    if (isnan(logits[0])) {
+    if (said[0] == BACKEND_NO_TOKEN) {
         printf("| NaN in the logits\n");
     }
 

@@ -6,8 +6,9 @@
 #
 # `make bench-cuda` builds what it runs; that may be done on another machine.
 #
-# Full output goes to BUILD/cuda/*.log, or where OUT says; the table comes last.
-# CHECK_S and so on bound each phase in seconds.
+# Full output goes to BUILD/cuda/*.log, or where OUT says; the table comes last,
+# and then the goals beside what these phases have measured.  CHECK_S and so on
+# bound each step of a phase in seconds: a phase ends within ten minutes.
 set -u
 cd "$(dirname "$0")/../../.."
 build=$1
@@ -103,6 +104,54 @@ peers() {
     peer t/data/configs/deepseek-v2-lite
 }
 
+# What each goal is, beside what was measured.
+goals() {
+    awk '
+    $1 == "bench" { value[$2] = $3 }
+    function put(what, got, goal, unit) {
+        if (got == "") {
+            printf "| %-40s not measured\n", what
+        } else {
+            printf "| %-40s %10.4g of %6g %-8s %s\n", what, got, goal, unit,
+                (got + 0 >= goal) ? "yes" : "NO"
+        }
+    }
+    function tell(what, name, goal, unit) {
+        name = "cuda." name
+        put(what, (name in value) ? value[name] : "", goal, unit)
+    }
+    function copies(what, name) {
+        name = "cuda." name ".rate"
+        put(what, (name in value) ? value[name] / copy * 100 : "", 85,
+            "% copy")
+    }
+    END {
+        v2 = "deepseek-v2-lite."
+        copy = (value["cuda.copy"] > 0) ? value["cuda.copy"] : 1e9
+        ours = value["cuda." v2 "bf16.decode_1_ctx_1024"]
+        peer = value["cuda." v2 "transformers_decode_1_ctx_1024"]
+        tell("decode, 1, bf16", v2 "bf16.decode_1_ctx_1024", 734, "tok/s")
+        tell("decode, 1, fp8", v2 "fp8.decode_1_ctx_1024", 1080, "tok/s")
+        tell("decode, 64, bf16", v2 "bf16.decode_64_ctx_1024", 5600, "tok/s")
+        put("decode, 1, bf16, over transformers",
+            (peer > 0 && ours > 0) ? ours / peer : "", 10, "times")
+        tell("prefill 8k, bf16", v2 "bf16.prefill_8192", 90000, "tok/s")
+        copies("MLA, 16 heads, 64 x 8k", "mla_16.64x1x8192")
+        copies("MLA, 128 heads, 64 x 8k", "mla_128.64x1x8192")
+        tell("MLA, 128 heads, 64 x 2 x 8k", "mla_128.64x2x8192.flops", 550,
+             "TFLOP/s")
+        tell("MoE product, 8k rows, bf16", "moe_v2_lite_routed.8192.flops",
+             600, "TFLOP/s")
+        tell("MoE product, 8k rows, fp8", "moe_fp8_v2_lite_routed.8192.flops",
+             1000, "TFLOP/s")
+
+        for (n = 1; n <= 8; n *= 2) {
+            copies("MoE, " n " tokens, bf16", "moe_v2_lite." n)
+            copies("MoE, " n " tokens, fp8", "moe_fp8_v2_lite." n)
+        }
+    }' "$out/bench.log"
+}
+
 printf '%s, commit %s\n' "$(date -u +%F)" \
     "$(git rev-parse --short HEAD 2> /dev/null || echo none)"
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem \
@@ -114,5 +163,6 @@ for phase in $phases; do
 done
 
 grep '^|' "$out/bench.log" | cut -c3-
+goals
 grep -E '^bench cuda\.(copy|product|.*transformers)' "$out/bench.log"
 exit 0
