@@ -216,7 +216,7 @@ stop:
 	@t/tools/serve.sh stop $(O)
 
 
-.PHONY: test test-cuda bench bench-cuda asan tsan clean help
+.PHONY: test test-cuda bench bench-cuda bench-cuda-pack asan tsan clean help
 test: test-deps all tests
 	BUILD=$(O) LONG=$(LONG) $(PROVE) --timer -Ilib -It/lib \
 	    $(sort $(wildcard t/*.t)) $(UNIT) $(EMU_TEST)
@@ -242,12 +242,20 @@ test-cuda:
 	else echo "SKIP: no nvcc to build CUDA's tests with"; fi
 
 # One call that says all a machine with a GPU can say; see the script.
+GPU_BENCH = $(CUDA_TEST:%.c=$(O)/%.gpu) $(O)/t/bench/cuda/kernels \
+            $(O)/t/bench/cuda/model
 bench-cuda:
 	@if [ -n "$(NVCC)" ]; then \
-	    $(MAKE) --no-print-directory $(CUDA_TEST:%.c=$(O)/%.gpu) \
-	        $(O)/t/bench/cuda/kernels $(O)/t/bench/cuda/model && \
+	    $(MAKE) --no-print-directory $(GPU_BENCH) && \
 	    t/bench/cuda/run.sh $(O) $(PHASES); \
 	else echo "SKIP: no nvcc to build CUDA's benchmarks with"; fi
+
+# What another machine, which has a GPU, wants beside the tree.
+bench-cuda-pack: $(GPU_BENCH)
+	tar -czf $(O)/gpu.tgz -C $(O) $(GPU_BENCH:$(O)/%=%) \
+	    t/cuda/libcmocka.so.0
+	@echo "there: mkdir -p build && tar -xzf gpu.tgz -C build &&" \
+	    "t/bench/cuda/run.sh build"
 
 asan:
 	$(MAKE) test BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS="-O1 -g"
@@ -301,7 +309,8 @@ help:
 	@echo "make start | stop         the same in the background"
 	@echo "make test [LONG=1]        everything that needs no GPU"
 	@echo "make cuda | test-cuda     the engine with CUDA; its tests on a GPU"
-	@echo "make bench-cuda           kernels and models on a GPU, beside its ceilings"
+	@echo "make bench-cuda           kernels and models on a GPU, beside its ceilings;"
+	@echo "                          bench-cuda-pack: for a GPU on another machine"
 	@echo "make bench [PEER=...]     every benchmark that this machine can run; PEER is"
 	@echo "                          a llama-bench to run on the same weights, in turn"
 	@echo "make bench-gateway        cost of a token beside NGINX's proxy_pass; perf, python3-venv"

@@ -4,7 +4,8 @@
 #
 #   t/bench/cuda/run.sh BUILD [PHASE ..]    check sanitize kernels models peers
 #
-# `make bench-cuda` builds what it runs; that may be done on another machine.
+# `make bench-cuda` builds what it runs; `make bench-cuda-pack` does for another
+# machine.
 #
 # Full output goes to BUILD/cuda/*.log, or where OUT says; the table comes last,
 # and then the goals beside what these phases have measured.  CHECK_S and so on
