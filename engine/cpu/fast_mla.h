@@ -4,23 +4,32 @@
  * Up to MLA_HEADS heads of one token go through the pages together, since all
  * of them read the same keys; as many sums as there are registers for.  Per
  * page: scores (heads, 64), then the running maximum, sum and output are
- * brought up to date (online softmax).  Pages lie at fixed positions, so the
- * order of all sums follows from the token's position alone (D6).
+ * brought up to date (online softmax).  Pages lie at fixed positions, and an
+ * element is summed up alike in any group of heads, so the order of all sums
+ * follows from the token's position alone (D6).
+ *
+ * A vector of BF16 keys is widened by taking its even columns and its odd ones,
+ * an instruction each.  Queries are put into that order first, and outputs stay
+ * in it until they are done.
  */
 #include <math.h>
 
-#define MLA_HEADS       5
 #define MLA_AHEAD       8       /* keys from those in work to those called */
+#define MLA_PAIRED      1024    /* columns at most that are taken in pairs */
 
+/* Of H heads, so many keys share one reading of the query, and so many vectors
+ * of values one of p. */
 #if VEC_REGS == 32
-#define MLA_KEYS        4       /* keys that share one reading of the query */
-#define MLA_VECS        4       /* vectors of values that share one of p */
+#define MLA_HEADS       10
+#define MLA_SHARE(H)    ((H) > 5 ? 2 : 4)
 #else
-#define MLA_KEYS        2
-#define MLA_VECS        2
+#define MLA_HEADS       5
+#define MLA_SHARE(H)    2
 #endif
 
 struct mla_state {
+    uint32_t     n_paired;      /* columns, the first: a multiple of 2 VEC_N */
+    vec          pairs[MLA_HEADS][MLA_PAIRED / VEC_N];  /* of q */
     const float *q[MLA_HEADS];
     float       *y[MLA_HEADS];
     float        max[MLA_HEADS];
@@ -38,6 +47,14 @@ kv_load(const uint8_t *row, uint32_t i, enum dtype t)
 }
 
 
+/* 2 VEC_N columns of BF16. */
+INLINE void
+kv_load_pairs(const uint8_t *row, uint32_t i, vec *kv)
+{
+    vec_load_pairs(row + i * sizeof(uint16_t), &kv[0], &kv[1]);
+}
+
+
 /* Keys to come; a processor does not see through one key's end what the next
  * is wanted for. */
 INLINE void
@@ -52,14 +69,31 @@ mla_ahead(const uint8_t *keys, size_t key_bytes, uint32_t i, enum dtype t,
 }
 
 
-/* p(h, j) = q(h) . kv(j) for H heads and J keys: MLA_KEYS, or 1. */
+/* sum(h, k) += q(h) . kv(k), of one vector each. */
+INLINE void
+mla_dot(vec (*sum)[4], const vec *q, const vec *kv, int H, int J)
+{
+#pragma GCC unroll 10
+    for (int h = 0; h < H; h++) {
+#pragma GCC unroll 4
+        for (int k = 0; k < J; k++) {
+            sum[h][k] = vec_fma(q[h], kv[k], sum[h][k]);
+        }
+    }
+}
+
+
+/* p(h, j) = q(h) . kv(j) for H heads and J keys. */
 INLINE void
 mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
          uint32_t row, uint32_t j, enum dtype t, int H, int J)
 {
-    vec sum[MLA_HEADS][MLA_KEYS];
+    vec      sum[MLA_HEADS][4], q[MLA_HEADS], kv[4], even[4], odd[4];
+    uint32_t i = 0;
 
-#pragma GCC unroll 5
+    keys += j * key_bytes;
+
+#pragma GCC unroll 10
     for (int h = 0; h < H; h++) {
 #pragma GCC unroll 4
         for (int k = 0; k < J; k++) {
@@ -67,40 +101,55 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
         }
     }
 
-    for (uint32_t i = 0; i < row; i += VEC_N) {
-        vec kv[MLA_KEYS];
-
-        if (J != 1 && i % 32 == 0) {
-            mla_ahead(keys + (j + MLA_AHEAD) * key_bytes, key_bytes, i, t, J);
+    for ( ; t == DTYPE_BF16 && i < s->n_paired; i += 2 * VEC_N) {
+        if (J != 1) {
+            mla_ahead(keys + MLA_AHEAD * key_bytes, key_bytes, i, t, J);
         }
 
 #pragma GCC unroll 4
         for (int k = 0; k < J; k++) {
-            kv[k] = kv_load(keys + (j + (uint32_t) k) * key_bytes, i, t);
+            kv_load_pairs(keys + (size_t) k * key_bytes, i, kv);
+            even[k] = kv[0];
+            odd[k] = kv[1];
         }
 
-#pragma GCC unroll 5
+#pragma GCC unroll 10
         for (int h = 0; h < H; h++) {
-            vec q = vec_load(s->q[h] + i);
-
-#pragma GCC unroll 4
-            for (int k = 0; k < J; k++) {
-                sum[h][k] = vec_fma(q, kv[k], sum[h][k]);
-            }
+            q[h] = s->pairs[h][i / VEC_N];
         }
+
+        mla_dot(sum, q, even, H, J);
+
+#pragma GCC unroll 10
+        for (int h = 0; h < H; h++) {
+            q[h] = s->pairs[h][i / VEC_N + 1];
+        }
+
+        mla_dot(sum, q, odd, H, J);
     }
 
-#pragma GCC unroll 5
-    for (int h = 0; h < H; h++) {
-        if (J == 1) {
-            s->p[h][j] = vec_sum(sum[h][0]);
-
-        } else {
-            float all[4];
-
-            vec_sum4(all, sum[h][0], sum[h][1], sum[h][J - 2], sum[h][J - 1]);
-            memcpy(&s->p[h][j], all, (size_t) J * sizeof(float));
+    for ( ; i < row; i += VEC_N) {
+#pragma GCC unroll 4
+        for (int k = 0; k < J; k++) {
+            kv[k] = kv_load(keys + (size_t) k * key_bytes, i, t);
         }
+
+#pragma GCC unroll 10
+        for (int h = 0; h < H; h++) {
+            q[h] = vec_load(s->q[h] + i);
+        }
+
+        mla_dot(sum, q, kv, H, J);
+    }
+
+    /* In one order, however many there are. */
+#pragma GCC unroll 10
+    for (int h = 0; h < H; h++) {
+        float all[4];
+
+        vec_sum4(all, sum[h][0], sum[h][J > 1], sum[h][J > 2 ? 2 : 0],
+                 sum[h][J - 1]);
+        memcpy(&s->p[h][j], all, (size_t) J * sizeof(float));
     }
 }
 
@@ -153,11 +202,11 @@ mla_softmax(struct mla_state *s, int h, uint32_t n, float scale)
 INLINE void
 mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
            uint32_t n, uint32_t i, const float *keep, enum dtype t, int H,
-           int V)
+           int V, int paired)
 {
     vec sum[MLA_HEADS][4];
 
-#pragma GCC unroll 5
+#pragma GCC unroll 10
     for (int h = 0; h < H; h++) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -170,11 +219,18 @@ mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
         vec kv[4];
 
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) {
-            kv[v] = kv_load(keys + j * key_bytes, i + (uint32_t) v * VEC_N, t);
+        for (int v = 0; v < V; v += 1 + paired) {
+            uint32_t at = i + (uint32_t) v * VEC_N;
+
+            if (paired) {
+                kv_load_pairs(keys + j * key_bytes, at, kv + v);
+
+            } else {
+                kv[v] = kv_load(keys + j * key_bytes, at, t);
+            }
         }
 
-#pragma GCC unroll 5
+#pragma GCC unroll 10
         for (int h = 0; h < H; h++) {
             vec p = vec_set(s->p[h][j]);
 
@@ -185,7 +241,7 @@ mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
         }
     }
 
-#pragma GCC unroll 5
+#pragma GCC unroll 10
     for (int h = 0; h < H; h++) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -199,12 +255,14 @@ INLINE void
 mla_page(const struct mla *a, struct mla_state *s, const uint8_t *keys,
          uint32_t n, enum dtype t, int H)
 {
-    size_t   key_bytes = a->kv->row * dtype_bytes(t);
-    uint32_t j = 0, i = 0, width = backend_pad(a->n_latent);
-    float    keep[MLA_HEADS];
+    const int S = MLA_SHARE(H);
+    size_t    key_bytes = a->kv->row * dtype_bytes(t);
+    uint32_t  j = 0, i = 0, width = backend_pad(a->n_latent);
+    uint32_t  paired = s->n_paired < width ? s->n_paired : width;
+    float     keep[MLA_HEADS];
 
-    for ( ; j + MLA_KEYS <= n; j += MLA_KEYS) {
-        mla_dots(s, keys, key_bytes, a->kv->row, j, t, H, MLA_KEYS);
+    for ( ; j + (uint32_t) S <= n; j += (uint32_t) S) {
+        mla_dots(s, keys, key_bytes, a->kv->row, j, t, H, S);
     }
 
     for ( ; j < n; j++) {
@@ -215,12 +273,70 @@ mla_page(const struct mla *a, struct mla_state *s, const uint8_t *keys,
         keep[h] = mla_softmax(s, h, n, a->scale);
     }
 
-    for ( ; i + MLA_VECS * VEC_N <= width; i += MLA_VECS * VEC_N) {
-        mla_values(s, keys, key_bytes, n, i, keep, t, H, MLA_VECS);
+    for ( ; t == DTYPE_BF16 && i + (uint32_t) S * VEC_N <= paired;
+         i += (uint32_t) S * VEC_N)
+    {
+        mla_values(s, keys, key_bytes, n, i, keep, t, H, S, 1);
+    }
+
+    for ( ; t == DTYPE_BF16 && i < paired; i += 2 * VEC_N) {
+        mla_values(s, keys, key_bytes, n, i, keep, t, H, 2, 1);
+    }
+
+    for ( ; i + (uint32_t) S * VEC_N <= width; i += (uint32_t) S * VEC_N) {
+        mla_values(s, keys, key_bytes, n, i, keep, t, H, S, 0);
     }
 
     for ( ; i < width; i += VEC_N) {
-        mla_values(s, keys, key_bytes, n, i, keep, t, H, 1);
+        mla_values(s, keys, key_bytes, n, i, keep, t, H, 1, 0);
+    }
+}
+
+
+static void
+mla_begin(const struct mla *a, struct mla_state *s, uint32_t tok,
+          uint32_t head, enum dtype t, int H)
+{
+    uint32_t most = t == DTYPE_BF16 ? MLA_PAIRED : 0;
+
+    s->n_paired = (a->kv->row < most ? a->kv->row : most)
+                  / (2 * VEC_N) * (2 * VEC_N);
+
+    for (int h = 0; h < H; h++) {
+        size_t at = (size_t) (head + (uint32_t) h) * a->kv->row;
+
+        s->q[h] = a->q.data + a->q.stride * tok + at;
+        s->y[h] = a->y.data + a->y.stride * tok + at;
+        s->max[h] = -INFINITY;
+        s->sum[h] = 0;
+        memset(s->y[h], 0, a->kv->row * sizeof(float));
+
+        for (uint32_t i = 0; i < s->n_paired; i += 2 * VEC_N) {
+            vec *to = &s->pairs[h][i / VEC_N];
+
+            vec_split(vec_load(s->q[h] + i), vec_load(s->q[h] + i + VEC_N),
+                      &to[0], &to[1]);
+        }
+    }
+}
+
+
+static void
+mla_end(const struct mla *a, const struct mla_state *s, int H)
+{
+    for (int h = 0; h < H; h++) {
+        vec   f = vec_set(1 / s->sum[h]), v[2];
+        float *y = s->y[h];
+
+        for (uint32_t i = 0; i < a->kv->row; i += VEC_N) {
+            vec_store(y + i, vec_mul(vec_load(y + i), f));
+        }
+
+        for (uint32_t i = 0; i < s->n_paired; i += 2 * VEC_N) {
+            vec_join(vec_load(y + i), vec_load(y + i + VEC_N), &v[0], &v[1]);
+            vec_store(y + i, v[0]);
+            vec_store(y + i + VEC_N, v[1]);
+        }
     }
 }
 
@@ -231,15 +347,7 @@ mla_heads(const struct mla *a, uint32_t tok, uint32_t pos,
 {
     struct mla_state s;
 
-    for (int h = 0; h < H; h++) {
-        size_t at = (size_t) (head + (uint32_t) h) * a->kv->row;
-
-        s.q[h] = a->q.data + a->q.stride * tok + at;
-        s.y[h] = a->y.data + a->y.stride * tok + at;
-        s.max[h] = -INFINITY;
-        s.sum[h] = 0;
-        memset(s.y[h], 0, a->kv->row * sizeof(float));
-    }
+    mla_begin(a, &s, tok, head, t, H);
 
     for (uint32_t at = 0; at <= pos; at += BACKEND_PAGE_TOK) {
         uint32_t n = pos + 1 - at < BACKEND_PAGE_TOK ? pos + 1 - at
@@ -249,13 +357,7 @@ mla_heads(const struct mla *a, uint32_t tok, uint32_t pos,
                                0), n, t, H);
     }
 
-    for (int h = 0; h < H; h++) {
-        vec f = vec_set(1 / s.sum[h]);
-
-        for (uint32_t i = 0; i < a->kv->row; i += VEC_N) {
-            vec_store(s.y[h] + i, vec_mul(vec_load(s.y[h] + i), f));
-        }
-    }
+    mla_end(a, &s, H);
 }
 
 
@@ -270,15 +372,25 @@ mla_heads(const struct mla *a, uint32_t tok, uint32_t pos,
                 const uint32_t *pages, uint32_t head)                        \
     { mla_heads(a, tok, pos, pages, head, DTYPE_F32, H); }
 
+#define MLA_FIVE(t)     mla_##t##_1, mla_##t##_2, mla_##t##_3, mla_##t##_4,  \
+                        mla_##t##_5
+#define MLA_TEN(t)      MLA_FIVE(t), mla_##t##_6, mla_##t##_7, mla_##t##_8,  \
+                        mla_##t##_9, mla_##t##_10
+
 MLA_ONE(1) MLA_ONE(2) MLA_ONE(3) MLA_ONE(4) MLA_ONE(5)
 
 typedef void (*mla_fn)(const struct mla *a, uint32_t tok, uint32_t pos,
                        const uint32_t *pages, uint32_t head);
 
-static const mla_fn mla_fns[2][MLA_HEADS] = {
-    { mla_bf16_1, mla_bf16_2, mla_bf16_3, mla_bf16_4, mla_bf16_5 },
-    { mla_f32_1, mla_f32_2, mla_f32_3, mla_f32_4, mla_f32_5 }
-};
+#if MLA_HEADS == 10
+MLA_ONE(6) MLA_ONE(7) MLA_ONE(8) MLA_ONE(9) MLA_ONE(10)
+
+static const mla_fn mla_fns[2][MLA_HEADS] = { { MLA_TEN(bf16) },
+                                              { MLA_TEN(f32) } };
+#else
+static const mla_fn mla_fns[2][MLA_HEADS] = { { MLA_FIVE(bf16) },
+                                              { MLA_FIVE(f32) } };
+#endif
 
 
 /* In as few groups as there can be, of nearly one size. */

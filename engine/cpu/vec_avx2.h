@@ -66,6 +66,27 @@ static inline void vec_load_pairs(const uint8_t *p, vec *even, vec *odd)
                _mm256_and_si256(h, _mm256_set1_epi32((int) 0xffff0000)));
 }
 
+static inline vec vec_cross(vec v)
+{
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
+}
+
+/* The even numbers of a and b in a row, and the odd; and back. */
+static inline void vec_split(vec a, vec b, vec *even, vec *odd)
+{
+    *even = vec_cross(_mm256_shuffle_ps(a, b, 0x88));
+    *odd = vec_cross(_mm256_shuffle_ps(a, b, 0xdd));
+}
+
+static inline void vec_join(vec even, vec odd, vec *a, vec *b)
+{
+    vec low = _mm256_unpacklo_ps(even, odd);
+    vec high = _mm256_unpackhi_ps(even, odd);
+
+    *a = _mm256_permute2f128_ps(low, high, 0x20);
+    *b = _mm256_permute2f128_ps(low, high, 0x31);
+}
+
 /* Always in the same order: halves are added until one lane is left. */
 static inline float vec_sum(vec v)
 {

@@ -61,6 +61,27 @@ static inline void vec_load_pairs(const uint8_t *p, vec *even, vec *odd)
                _mm512_and_si512(h, _mm512_set1_epi32((int) 0xffff0000)));
 }
 
+/* The even numbers of a and b in a row, and the odd; and back. */
+static inline void vec_split(vec a, vec b, vec *even, vec *odd)
+{
+    const __m512i i = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20,
+                                        22, 24, 26, 28, 30);
+    const __m512i one = _mm512_set1_epi32(1);
+
+    *even = _mm512_permutex2var_ps(a, i, b);
+    *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(i, one), b);
+}
+
+static inline void vec_join(vec even, vec odd, vec *a, vec *b)
+{
+    const __m512i i = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
+                                        21, 6, 22, 7, 23);
+    const __m512i eight = _mm512_set1_epi32(8);
+
+    *a = _mm512_permutex2var_ps(even, i, odd);
+    *b = _mm512_permutex2var_ps(even, _mm512_add_epi32(i, eight), odd);
+}
+
 /* Always in the same order: ((l0 + l8) + (l4 + l12)) ... */
 static inline float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
 
