@@ -15,4 +15,8 @@ void bf16_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
 void vnni_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                  uint32_t row0, uint32_t row1);
 
+/* For BF16 weights, with AMX: x is rounded to BF16. */
+void amx_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
+                uint32_t row0, uint32_t row1);
+
 #endif /* MOE_CPU_AVX512_H */

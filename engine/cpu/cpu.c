@@ -13,9 +13,17 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* Fewer multiplications than this are done before another thread has woken. */
 #define WORK_MIN        (256 * 1024)
+
+/* Of Intel's manual and Linux's headers; older ones do not name them. */
+#define CPUID_AMX_BF16          (1u << 22)
+#define CPUID_AMX_TILE          (1u << 24)
+#define ARCH_REQ_XCOMP_PERM     0x1023
+#define XFEATURE_TILE           18
 
 #define PAGE            4096
 
@@ -690,6 +698,18 @@ has_avx512bf16(void)
 }
 
 
+/* The system must have it, and let a process have its registers. */
+static int
+has_amx(void)
+{
+    unsigned a, b, c, d;
+
+    return has_avx512bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d)
+           && (d & CPUID_AMX_TILE) != 0 && (d & CPUID_AMX_BF16) != 0
+           && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE) == 0;
+}
+
+
 static int
 always(void)
 {
@@ -712,6 +732,7 @@ static const struct {
     int                 (*runs_here)(void);
     int                 (*pays)(void);
 } choices[] = {
+    { &kernels_amx, has_amx, always },
     { &kernels_avx512bf16, has_avx512bf16, bf16_pays },
     { &kernels_avx512vnni, has_avx512vnni, always },
     { &kernels_avx512, has_avx512, always },
@@ -742,7 +763,7 @@ kernels_choose(const char *name, struct err *e)
         }
     }
 
-    err_set(e, "backend \"%s\": expected cpu, cpu:avx512bf16, "
+    err_set(e, "backend \"%s\": expected cpu, cpu:amx, cpu:avx512bf16, "
             "cpu:avx512vnni, cpu:avx512, cpu:avx2 or cpu:ref", name);
     return NULL;
 }

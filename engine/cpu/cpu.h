@@ -65,6 +65,7 @@ extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_avx512;
 extern const struct kernels kernels_avx512vnni;
 extern const struct kernels kernels_avx512bf16;
+extern const struct kernels kernels_amx;
 
 struct cpu {
     struct backend        b;

@@ -38,6 +38,15 @@ linear_bf16(const struct linear *a, uint32_t tile0, uint32_t tile1,
 }
 
 
+static void
+linear_amx(const struct linear *a, uint32_t tile0, uint32_t tile1,
+           uint32_t row0, uint32_t row1)
+{
+    (a->dtype == DTYPE_BF16 ? amx_linear : linear_vnni)(a, tile0, tile1,
+                                                        row0, row1);
+}
+
+
 const struct kernels VEC_KERNELS = {
     VEC_NAME, linear, fast_mla, fast_rmsnorm, fast_silu_mul
 };
@@ -48,4 +57,8 @@ const struct kernels kernels_avx512vnni = {
 
 const struct kernels kernels_avx512bf16 = {
     "avx512bf16", linear_bf16, fast_mla, fast_rmsnorm, fast_silu_mul
+};
+
+const struct kernels kernels_amx = {
+    "amx", linear_amx, fast_mla, fast_rmsnorm, fast_silu_mul
 };
