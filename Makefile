@@ -42,7 +42,7 @@ LIBS      = -ljansson -lpcre2-8 -lpthread -lm
 ISA_avx2   = -mavx2 -mfma -mf16c
 ISA_avx512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 \
              -mavx512vnni -mfma -mf16c
-ISA_amx    = -mamx-tile -mamx-bf16
+ISA_amx    = -mamx-tile -mamx-bf16 -mamx-int8 -mfma
 isa = $(foreach i,avx2 avx512 amx,$(if $(filter %_$i,$(basename $(1))),$(ISA_$i)))
 
 # Kernels for Ampere, from which drivers make those of newer devices, and with

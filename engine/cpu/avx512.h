@@ -19,4 +19,8 @@ void vnni_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
 void amx_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                 uint32_t row0, uint32_t row1);
 
+/* For weights of 8 bits, with AMX: the bits of vnni_linear(), for many rows. */
+void amx_bytes_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
+                      uint32_t row0, uint32_t row1);
+
 #endif /* MOE_CPU_AVX512_H */

@@ -10,23 +10,14 @@
  * An output is one chain over the columns in order, kept in y between blocks of
  * columns, so neither blocks nor rows change a bit (D6).
  */
+#include "cpu/amx.h"
 #include "cpu/avx512.h"
-
-#ifndef AMX_LOAD
-#include <immintrin.h>
-#define AMX_CONFIG      _tile_loadconfig
-#define AMX_RELEASE     _tile_release
-#define AMX_LOAD        _tile_loadd
-#define AMX_STORE       _tile_stored
-#define AMX_DOT         _tile_dpbf16ps
-#endif
 
 #define INLINE          static inline __attribute__((always_inline))
 
 #define STEP_PAIRS      16          /* of an instruction */
 #define BLOCK_PAIRS     256
 #define PANEL_ROWS      64
-#define LINE            64          /* bytes of a register's row */
 
 /* Rows of x in BF16: a block of columns. */
 struct panel {
@@ -41,26 +32,6 @@ struct panel {
 struct sums {
     _Alignas(64) float at[2][2][16][TILE];
 };
-
-
-/* All registers are of 16 rows of 64 bytes. */
-static void
-config(void)
-{
-    struct {
-        uint8_t  palette;
-        uint8_t  unused[15];
-        uint16_t n_bytes[16];
-        uint8_t  n_rows[16];
-    } c = { .palette = 1 };
-
-    for (int i = 0; i < 8; i++) {
-        c.n_bytes[i] = LINE;
-        c.n_rows[i] = 16;
-    }
-
-    AMX_CONFIG(&c);
-}
 
 
 static void
@@ -112,19 +83,19 @@ step(const uint8_t *const *w, const uint32_t *x, int R, int M)
         AMX_LOAD(5, x + 16 * BLOCK_PAIRS, BLOCK_PAIRS * 4);
     }
 
-    AMX_LOAD(6, w[0], LINE);
-    AMX_DOT(0, 4, 6);
+    AMX_LOAD(6, w[0], AMX_LINE);
+    AMX_DOT_BF16(0, 4, 6);
 
     if (M == 2) {
-        AMX_DOT(1, 5, 6);
+        AMX_DOT_BF16(1, 5, 6);
     }
 
     if (R == 2) {
-        AMX_LOAD(7, w[1], LINE);
-        AMX_DOT(2, 4, 7);
+        AMX_LOAD(7, w[1], AMX_LINE);
+        AMX_DOT_BF16(2, 4, 7);
 
         if (M == 2) {
-            AMX_DOT(3, 5, 7);
+            AMX_DOT_BF16(3, 5, 7);
         }
     }
 }
@@ -134,8 +105,8 @@ step(const uint8_t *const *w, const uint32_t *x, int R, int M)
 static void
 fill_up(uint8_t *to, const uint8_t *w, uint32_t n_pairs)
 {
-    memset(to, 0, STEP_PAIRS * LINE);
-    memcpy(to, w, (size_t) n_pairs * LINE);
+    memset(to, 0, STEP_PAIRS * AMX_LINE);
+    memcpy(to, w, (size_t) n_pairs * AMX_LINE);
 }
 
 
@@ -143,26 +114,26 @@ INLINE void
 steps(const struct linear *a, const struct panel *p, struct sums *s,
       uint32_t tile, uint32_t row, int R, int M)
 {
-    _Alignas(64) uint8_t last[2][STEP_PAIRS * LINE];
+    _Alignas(64) uint8_t last[2][STEP_PAIRS * AMX_LINE];
     size_t               n_bytes = tile_bytes(DTYPE_BF16, a->n_in);
     const uint8_t       *w[2];
     uint32_t             i = 0;
 
     for (int r = 0; r < R; r++) {
         w[r] = a->w + n_bytes * (tile + (uint32_t) r)
-               + (size_t) p->pair * LINE;
+               + (size_t) p->pair * AMX_LINE;
     }
 
-    AMX_LOAD(0, s->at[0][0], LINE);
-    AMX_LOAD(1, s->at[0][1], LINE);
-    AMX_LOAD(2, s->at[1][0], LINE);
-    AMX_LOAD(3, s->at[1][1], LINE);
+    AMX_LOAD(0, s->at[0][0], AMX_LINE);
+    AMX_LOAD(1, s->at[0][1], AMX_LINE);
+    AMX_LOAD(2, s->at[1][0], AMX_LINE);
+    AMX_LOAD(3, s->at[1][1], AMX_LINE);
 
     for ( ; i + STEP_PAIRS <= p->n_pairs; i += STEP_PAIRS) {
         step(w, &p->x[row][i], R, M);
 
         for (int r = 0; r < R; r++) {
-            w[r] += STEP_PAIRS * LINE;
+            w[r] += STEP_PAIRS * AMX_LINE;
         }
     }
 
@@ -175,10 +146,10 @@ steps(const struct linear *a, const struct panel *p, struct sums *s,
         step(w, &p->x[row][i], R, M);
     }
 
-    AMX_STORE(0, s->at[0][0], LINE);
-    AMX_STORE(1, s->at[0][1], LINE);
-    AMX_STORE(2, s->at[1][0], LINE);
-    AMX_STORE(3, s->at[1][1], LINE);
+    AMX_STORE(0, s->at[0][0], AMX_LINE);
+    AMX_STORE(1, s->at[0][1], AMX_LINE);
+    AMX_STORE(2, s->at[1][0], AMX_LINE);
+    AMX_STORE(3, s->at[1][1], AMX_LINE);
 }
 
 
@@ -218,7 +189,7 @@ amx_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
     struct panel p;
     uint32_t     n_pairs = (a->n_in + 1) / 2;
 
-    config();
+    amx_open();
 
     for (p.row = row0; p.row < row1; p.row += PANEL_ROWS) {
         p.n_rows = row1 - p.row < PANEL_ROWS ? row1 - p.row : PANEL_ROWS;

@@ -22,6 +22,7 @@
 /* Of Intel's manual and Linux's headers; older ones do not name them. */
 #define CPUID_AMX_BF16          (1u << 22)
 #define CPUID_AMX_TILE          (1u << 24)
+#define CPUID_AMX_INT8          (1u << 25)
 #define ARCH_REQ_XCOMP_PERM     0x1023
 #define XFEATURE_TILE           18
 
@@ -706,6 +707,7 @@ has_amx(void)
 
     return has_avx512bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d)
            && (d & CPUID_AMX_TILE) != 0 && (d & CPUID_AMX_BF16) != 0
+           && (d & CPUID_AMX_INT8) != 0
            && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE) == 0;
 }
 

@@ -42,8 +42,10 @@ static void
 linear_amx(const struct linear *a, uint32_t tile0, uint32_t tile1,
            uint32_t row0, uint32_t row1)
 {
-    (a->dtype == DTYPE_BF16 ? amx_linear : linear_vnni)(a, tile0, tile1,
-                                                        row0, row1);
+    int many = row1 - row0 >= 16 && a->dtype == DTYPE_INT8;
+
+    (a->dtype == DTYPE_BF16 ? amx_linear
+     : many ? amx_bytes_linear : linear_vnni)(a, tile0, tile1, row0, row1);
 }
 
 

@@ -1,6 +1,6 @@
 /*
- * amx.h - what the instructions of AMX for BF16 do, in C and on any machine,
- * under the names that engine/cpu/bf16_amx.c calls them by: eight registers
+ * amx.h - what the instructions of AMX do, in C and on any machine, under the
+ * names that engine/cpu/?_amx.c call them by, once included: eight registers
  * of 16 rows of 64 bytes.  Sums are FP32, the product of a pair's first columns
  * before that of its second; numbers too small to be normal, which the
  * instruction takes for 0, are not looked for.
@@ -55,7 +55,7 @@ amx_store(int i, uint8_t *to, size_t stride)
 }
 
 
-static float
+static inline float
 amx_number(int i, int r, int k)
 {
     uint16_t h;
@@ -67,8 +67,8 @@ amx_number(int i, int r, int k)
 
 
 /* sum(m, n) += x(m, 2k) w(k, 2n) + x(m, 2k + 1) w(k, 2n + 1) */
-static void
-amx_dot(int sum, int x, int w)
+static inline void
+amx_dot_bf16(int sum, int x, int w)
 {
     for (int m = 0; m < amx.n_rows; m++) {
         for (int n = 0; n < 16; n++) {
@@ -87,10 +87,32 @@ amx_dot(int sum, int x, int w)
     }
 }
 
+/* sum(m, n) += x(m, 4k + b) w(k, 4n + b), where x has signs and w has none. */
+static inline void
+amx_dot_bytes(int sum, int x, int w)
+{
+    for (int m = 0; m < amx.n_rows; m++) {
+        for (int n = 0; n < 16; n++) {
+            int32_t s;
+
+            memcpy(&s, &amx.at[sum][m][n * 4], 4);
+
+            for (int k = 0; k < 64; k++) {
+                s += (int8_t) amx.at[x][m][k]
+                     * amx.at[w][k / 4][n * 4 + k % 4];
+            }
+
+            memcpy(&amx.at[sum][m][n * 4], &s, 4);
+        }
+    }
+}
+
 #define AMX_CONFIG(c)           amx_config((const uint8_t *) (c))
 #define AMX_RELEASE()           amx_release()
 #define AMX_LOAD(i, p, n)       amx_load(i, (const uint8_t *) (p), n)
 #define AMX_STORE(i, p, n)      amx_store(i, (uint8_t *) (p), n)
-#define AMX_DOT(sum, x, w)      amx_dot(sum, x, w)
+#define AMX_ZERO(i)             memset(amx.at[i], 0, sizeof(amx.at[i]))
+#define AMX_DOT_BF16(sum, x, w)     amx_dot_bf16(sum, x, w)
+#define AMX_DOT_BYTES(sum, x, w)    amx_dot_bytes(sum, x, w)
 
 #endif /* KERNEL_AMX_H */
