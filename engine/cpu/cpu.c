@@ -719,8 +719,8 @@ always(void)
 }
 
 
-/* Intel's cores take four cycles for one VDPBF16PS, and do eight FMA in them:
- * four times the products, of numbers that are not rounded first. */
+/* In the two cycles of a VDPBF16PS Intel's cores do four FMA: twice the
+ * products, of numbers that are not rounded first. */
 static int
 bf16_pays(void)
 {
