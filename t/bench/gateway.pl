@@ -18,7 +18,8 @@
 #
 # The client would be on another machine: it looks at its sockets once in
 # CLIENT_US (1000), since being woken by each event would be paid by the worker,
-# and would have it wait where they share a core.  CLIENT_US=0: it is woken.
+# and would have it wait where they share a core.  CLIENT_US=0: it is woken, as
+# in a flood, where it has no time to sleep.
 # AWAKE=1 keeps the cores awake, as an engine that computes does, by a loop on
 # each that gives way to all else: what is left out is a halted core's start,
 # which in a virtual machine costs more than a token.
@@ -202,9 +203,10 @@ sub begin {
     # connections free.
     my $most = int($nofile * ($s->{name} eq 'ours' ? .9 : .45));
     $n = $most if $n > $most;
+    my $sleep_us = $script =~ /\bdelay_ms=0\b/ ? 0 : $client_us;
     my $pid = open2(my $out, my $in, "$build/t/bench/gateway/client",
                     $s->{moe}->port, '/v1/chat/completions', $n, $seconds,
-                    $client_us, body("tokens=100000000 $script"),
+                    $sleep_us, body("tokens=100000000 $script"),
                     @{ $s->{pids} });
     if (($_ = <$out> // '') ne "open\n") {
         die "ours: the client did not begin\n" if $s->{name} eq 'ours';
