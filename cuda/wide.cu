@@ -528,7 +528,11 @@ lay_out_fp8(const float (&v)[64])
             m = fmaxf(m, most[i * WIDE_ROWS + r]);
         }
 
-        scales[r] = (m > FP8_LEAST ? m : FP8_MOST) / FP8_MOST;
+        /* The first warp's is read by this thread alone, and now is what the
+         * row is multiplied with. */
+        m = m > FP8_LEAST ? m : FP8_MOST;
+        scales[r] = m / FP8_MOST;
+        most[r] = FP8_MOST / m;
     }
 
     hw_sync_first<WORKERS>();
@@ -536,7 +540,7 @@ lay_out_fp8(const float (&v)[64])
 #pragma unroll
     for (int d = 0; d < 64; d++) {
         room[piece_at(row_of(d), warp, WIDE_ROWS / ATOM_ROWS) + out_of(d)] =
-            (unsigned char) hw_fp8x4(v[d] / scales[row_of(d)], 0, 0, 0);
+            (unsigned char) hw_fp8x4(v[d] * most[row_of(d)], 0, 0, 0);
     }
 }
 
