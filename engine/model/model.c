@@ -582,3 +582,18 @@ model_forward_sample(struct model *m, const struct model_segment *segs,
     assert(n_vocab <= m->c.vocab);
     *tokens = m->b->ops->sample(m->b, m->logits, how, n_rows, n_vocab);
 }
+
+
+int
+model_threads(const struct model *m)
+{
+    return m->b->n_threads;
+}
+
+
+void
+model_each(struct model *m, uint32_t n,
+           void (*fn)(void *ctx, uint32_t i, int thread), void *ctx)
+{
+    m->b->ops->each(m->b, n, fn, ctx);
+}

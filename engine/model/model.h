@@ -105,4 +105,10 @@ void model_forward_sample(struct model *m, const struct model_segment *segs,
                           int n_segs, const struct sample *how,
                           uint32_t n_vocab, const uint32_t **tokens);
 
+/* Between two forward calls its threads can do something else: fn(ctx, i,
+ * thread) for i = 0 .. n - 1, in no order, with thread < model_threads(). */
+int model_threads(const struct model *m);
+void model_each(struct model *m, uint32_t n,
+                void (*fn)(void *ctx, uint32_t i, int thread), void *ctx);
+
 #endif /* MOE_MODEL_H */

@@ -287,7 +287,7 @@ refuse(struct serve *s, struct job *j, uint32_t code, uint32_t retry_after_s,
 static uint32_t
 retry_after_s(const struct serve *s)
 {
-    double n = s->us_per_tok * (double) s->n_waiting_tok / 1e6;
+    double n = cost_tok_us(&s->cost) * (double) s->n_waiting_tok / 1e6;
 
     return n < RETRY_AFTER_S ? RETRY_AFTER_S
            : n > RETRY_AFTER_MAX_S ? RETRY_AFTER_MAX_S : (uint32_t) n;

@@ -29,7 +29,8 @@ serve_score_bytes(const struct job *j)
 
 
 int
-serve_score_tell(struct serve *s, struct job *j, uint32_t i_choice,
+serve_score_tell(const struct serve *s, struct sampler *sampler,
+                 struct job *j, uint32_t i_choice,
                  const struct model_segment *g, const float *logits)
 {
     const struct choice   *c = &j->choices[i_choice];
@@ -55,7 +56,7 @@ serve_score_tell(struct serve *s, struct job *j, uint32_t i_choice,
             continue;
         }
 
-        uint32_t n = sampler_logprobs(&s->sampler, row, c->tokens[next],
+        uint32_t n = sampler_logprobs(sampler, row, c->tokens[next],
                                       j->n_prompt_top - 1, l);
 
         if (n == 0 || serve_output_prompt(&c->output, l, n, 0) != 0) {

@@ -3,7 +3,8 @@
  * tokens, one step after the other.
  *
  * The mental model.  One thread runs everything but the making of prompts
- * (serve_prep) and the inside of a forward call.  Each turn of the loop:
+ * (serve_prep), the inside of a forward call, and what its rows become
+ * (serve_answer).  Each turn of the loop:
  *
  *   sockets and bells -> frames of all workers -> one step of all jobs
  *     -> per worker: one publication, at most one bell -> sleep, if idle
@@ -14,8 +15,8 @@
  *   ASSEMBLING -> PREPARING -> WAITING <-> RUNNING -> FLUSHING
  *
  * serve/channel.c knows workers, serve/job.c the life of a job, serve/step.c
- * the model, serve/pages.c where in it the keys of a job are.  What is here is
- * shared by these files and by no others.
+ * the model, serve/answer.c what is said, serve/pages.c where in the model the
+ * keys of a job are.  What is here is shared by these files and by no others.
  */
 #ifndef MOE_SERVE_H
 #define MOE_SERVE_H
@@ -25,6 +26,7 @@
 #include "ring.h"
 #include "sampler.h"
 #include "sched.h"
+#include "serve/cost.h"
 #include "serve/output.h"
 #include "serve/prep.h"
 
@@ -60,6 +62,8 @@ struct choice {
     uint32_t        n_output;   /* tokens said */
     uint32_t        n_resume;   /* tokens that another engine has said */
     uint32_t        reason;     /* ... and why it then ended; or 0 */
+    uint8_t         over;       /* in this step: enum abi_reason; or 0 */
+    uint8_t         stopped;    /* ... by a stop string */
     struct sampler_params sampler;
     struct serve_output output;
 };
@@ -92,13 +96,18 @@ struct job {
     uint32_t            n_prompt_top;   /* and of one of the prompt */
     uint32_t            n_told;         /* tokens of the prompt, of these */
     uint32_t            n_output;       /* of all choices */
+    uint32_t            n_drawn;        /* of them in this step */
+    const char         *failed;         /* in this step, why; or NULL */
     uint8_t             ignore_eos;
 };
 
-/* Whose segment it is; job = NULL: it has ended meanwhile. */
+/* Whose segment it is, and what it has brought. */
 struct run {
-    struct job *job;
-    uint32_t    i_choice;
+    struct job     *job;
+    uint32_t        i_choice;
+    const float    *rows;       /* (n_rows, n_vocab); or NULL, where the device
+                                   has chosen ... */
+    const uint32_t *tokens;     /* (n_rows) these */
 };
 
 struct slot {
@@ -145,11 +154,9 @@ struct serve {
     const struct serve_options *o;
     const struct serve_model   *model;
     struct serve_prep   prep;
-    struct sampler      sampler;
     struct kv          *kv;
     struct sched_limits limits;
-    double              us_per_tok;     /* of late steps; 0: not known */
-    double              measured_pos;   /* of their tokens, on average */
+    struct cost         cost;           /* of late steps */
 
     struct job        **jobs;           /* WAITING and RUNNING, by rank */
     struct sched_job  **plan;           /* the same, as the scheduler has it */
@@ -162,6 +169,9 @@ struct serve {
     struct model_segment *segments;     /* (max_seqs) of one step */
     struct run         *runs;           /* (max_seqs) whose they are */
     struct sample      *how;            /* (max_seqs) a token is chosen */
+    int                *firsts;         /* (max_seqs + 1) of each job's */
+    struct sampler     *samplers;       /* (n_samplers) one a thread */
+    uint32_t            n_samplers;
 
     struct channel     *channels;
     uint32_t            n_channels;
@@ -250,8 +260,17 @@ int serve_score_wanted(const struct job *j);
 size_t serve_score_bytes(const struct job *j);
 /* Tells what the rows of a segment say of it.  0; -1: no memory, or a row that
  * is not finite. */
-int serve_score_tell(struct serve *s, struct job *j, uint32_t i_choice,
+int serve_score_tell(const struct serve *s, struct sampler *sampler,
+                     struct job *j, uint32_t i_choice,
                      const struct model_segment *g, const float *logits);
+
+/* serve/answer.c */
+
+int serve_answer_begin(struct serve *s);        /* -1: no memory */
+void serve_answer_end(struct serve *s);
+/* What a step has computed, logits or tokens: what is said, and what ends. */
+void serve_answer(struct serve *s, int n_segs, const float *logits,
+                  const uint32_t *tokens);
 
 /* serve/step.c */
 

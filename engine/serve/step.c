@@ -1,9 +1,8 @@
 /*
- * step.c - one step: the scheduler's plan, one forward call, one token
- * for every sequence that has all of its tokens in the pages.
+ * step.c - one step: the scheduler's plan, one forward call, and what
+ * serve/answer.c makes of that.
  *
- * Comes in: the jobs.  Goes out: their tokens, as events.  Must not know
- * workers.
+ * Comes in: the jobs.  Goes out: rows of logits.  Must not know workers.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +12,10 @@
 /* Prompts are cut so that a step takes --step-ms, streams go on and cancels are
  * heard.  Without streams there is less of a hurry. */
 #define STEP_IDLE_TIMES     4
-#define STEP_TOK_MIN        16
-#define STEP_TOK_MEASURED   16      /* smaller steps say little about prompts */
+
+/* Of that time it is expected to take so much: every second step takes longer
+ * than expected. */
+#define STEP_AIM            0.85
 
 
 int
@@ -32,7 +33,7 @@ serve_step_begin(struct serve *s, struct err *e)
 
     if (s->kv == NULL || s->jobs == NULL || s->plan == NULL
         || s->segments == NULL || s->runs == NULL || s->how == NULL
-        || sampler_init(&s->sampler, s->model->n_text) != 0)
+        || serve_answer_begin(s) != 0)
     {
         return err_set(e, "no memory for %zu jobs", n_jobs);
     }
@@ -49,7 +50,7 @@ serve_step_begin(struct serve *s, struct err *e)
 void
 serve_step_end(struct serve *s)
 {
-    sampler_free(&s->sampler);
+    serve_answer_end(s);
     free(s->jobs);
     free(s->plan);
     free(s->segments);
@@ -97,54 +98,57 @@ furthest(const struct serve *s)
 }
 
 
-/* Tokens of prompts in the next step.  A token costs at most in proportion to
- * its position, which is taken for true: where that is too much, the step that
- * follows has measured it.  What a job says does not depend on it (D6). */
-static uint32_t
-chunk(const struct serve *s)
+/* What is in the next step before any prompt: a token of each stream. */
+static struct cost_step
+decodes(const struct serve *s)
 {
-    double us = (double) s->o->step_us * (decoding(s) ? 1 : STEP_IDLE_TIMES);
-    double most = s->o->max_batch_tok;
-    double n = s->us_per_tok <= 0 ? 0 : us / s->us_per_tok;
+    struct cost_step c = { 0, 0, 0 };
 
-    n = n < most ? n : most;
+    for (uint32_t i = 0; i < s->n_jobs; i++) {
+        const struct sched_job *j = &s->jobs[i]->sched;
 
-    double later = n <= 0 ? 1 : (furthest(s) + n / 2) / s->measured_pos;
+        for (uint32_t k = 0; k < j->n_seqs && j->running && !j->paused; k++) {
+            const struct sched_seq *q = &j->seqs[k];
 
-    if (later > 1) {
-        double slow = us / (s->us_per_tok * later);
-
-        n = n < slow ? n : slow;
+            if (q->state == SCHED_LIVE && q->n_tok - q->n_done == 1) {
+                c.n_tok++;
+                c.back += q->n_tok;
+            }
+        }
     }
 
-    return n > STEP_TOK_MIN ? (uint32_t) n
-           : STEP_TOK_MIN < most ? STEP_TOK_MIN : (uint32_t) most;
+    return c;
 }
 
 
-/* A slower step counts at once, a faster one bit by bit. */
-static void
-measure(struct serve *s, int n_segs, uint32_t n_tok, uint64_t us)
+/* Tokens of prompts in the next step.  What a job says does not depend on it
+ * (D6). */
+static uint32_t
+chunk(const struct serve *s)
 {
-    double sum = 0;
+    struct cost_step beside = decodes(s);
+    double us = STEP_AIM * (double) s->o->step_us
+                * (decoding(s) ? 1 : STEP_IDLE_TIMES);
 
-    if (n_tok < STEP_TOK_MEASURED) {
-        return;
-    }
+    return cost_chunk(&s->cost, &beside, furthest(s), us, s->o->max_batch_tok);
+}
+
+
+static void
+measure(struct serve *s, int n_segs, uint64_t us)
+{
+    struct cost_step c = { 0, 0, (double) us };
+    int              has_prompt = 0;
 
     for (int i = 0; i < n_segs; i++) {
         const struct model_segment *g = &s->segments[i];
 
-        sum += g->n_tok * (g->pos + g->n_tok * 0.5);
+        has_prompt |= g->n_tok > 1;
+        c.n_tok += g->n_tok;
+        c.back += g->n_tok * (g->pos + g->n_tok * 0.5);
     }
 
-    double now = (double) us / n_tok;
-    double pos = sum / n_tok;
-    double then = pos < s->measured_pos
-                  ? s->us_per_tok * pos / s->measured_pos : s->us_per_tok;
-
-    s->us_per_tok = now > then ? now : 0.75 * then + 0.25 * now;
-    s->measured_pos = pos;
+    cost_learn(&s->cost, &c, has_prompt);
 }
 
 
@@ -178,14 +182,12 @@ plan(struct serve *s)
 }
 
 
-/* The batch; how many segments, and in *n_tok their tokens. */
+/* The batch; how many segments. */
 static int
-gather(struct serve *s, uint32_t *n_tok)
+gather(struct serve *s)
 {
     uint32_t n_score = SERVE_SCORE_ROWS;
     int      n = 0;
-
-    *n_tok = 0;
 
     for (uint32_t i = 0; i < s->n_jobs; i++) {
         struct job *j = s->jobs[i];
@@ -205,7 +207,7 @@ gather(struct serve *s, uint32_t *n_tok)
                 continue;
             }
 
-            s->runs[n] = (struct run) { j, k };
+            s->runs[n] = (struct run) { j, k, NULL, NULL };
             s->segments[n++] = (struct model_segment) {
                 .tokens = j->choices[k].tokens + q->n_done,
                 .pages = j->choices[k].pages,
@@ -213,226 +215,10 @@ gather(struct serve *s, uint32_t *n_tok)
                 .pos = (int) q->n_done,
                 .n_rows = (int) n_rows
             };
-            *n_tok += n_run;
         }
     }
 
     return n;
-}
-
-
-static int
-is_eos(const struct serve_model *m, uint32_t token)
-{
-    for (uint32_t i = 0; i < m->n_eos; i++) {
-        if (m->eos[i] == token) {
-            return 1;
-        }
-    }
-
-    return 0;
-}
-
-
-static int
-fail(struct serve *s, struct job *j, const char *text)
-{
-    struct serve_refusal why = { .code = 0 };
-
-    err_set(serve_refusal_set(&why, ABI_E_INTERNAL, ""), "%s", text);
-    log_line(LOG_LEVEL_ERROR, "a request ended: %s", text);
-    serve_job_error(s, j, &why);
-
-    return -1;
-}
-
-
-/* What the forward call gave for a token: its logits, or where the device has
- * chosen, NULL and the token. */
-struct result {
-    const float *row;
-    uint32_t     token;
-};
-
-
-/* One more token of one choice.  0; -1: its job is gone, by an error. */
-static int
-say(struct serve *s, struct job *j, uint32_t k, const struct result *r)
-{
-    struct choice         *c = &j->choices[k];
-    struct sampler_logprob logprobs[1 + ABI_TOP_LOGPROBS_MAX];
-    uint32_t               token = r->token, n = 0;
-
-    if (r->row != NULL ? sampler_next(&s->sampler, &c->sampler, c->seen,
-                                      r->row, c->n_output, &token) != 0
-                       : token == BACKEND_NO_TOKEN)
-    {
-        return fail(s, j, "the model's output is not finite");
-    }
-
-    c->tokens[j->sched.seqs[k].n_tok++] = token;
-    c->n_output++;
-    j->n_output++;
-    s->counts.output_tok++;
-
-    if (c->seen != NULL) {
-        c->seen[token]++;
-    }
-
-    if (!j->ignore_eos && is_eos(s->model, token)) {
-        return serve_job_choice_end(s, j, k, ABI_STOP, 0);
-    }
-
-    if (j->n_top > 0) {
-        n = sampler_logprobs(&s->sampler, r->row, token, j->n_top - 1,
-                             logprobs);
-    }
-
-    int rc = serve_output_token(&c->output, token, logprobs, n);
-
-    if (rc < 0) {
-        return fail(s, j, "no memory for the answer");
-    }
-
-    if (rc == 0 && c->n_output < j->n_new) {
-        return 0;
-    }
-
-    return serve_job_choice_end(s, j, k, rc == 1 ? ABI_STOP : ABI_LENGTH, rc);
-}
-
-
-/* The tokens that another engine has said: said again, but not sent, since the
- * output leaves out what is known.  They are then missing in the pages, like
- * a prompt's.  0; -1: the job is gone. */
-static int
-replay(struct serve *s, struct job *j, uint32_t k)
-{
-    struct choice *c = &j->choices[k];
-
-    while (c->n_output < c->n_resume) {
-        uint32_t token = c->tokens[j->sched.seqs[k].n_tok++];
-
-        c->n_output++;
-        j->n_output++;
-
-        if (c->seen != NULL) {
-            c->seen[token]++;
-        }
-
-        int rc = serve_output_token(&c->output, token, NULL, 0);
-
-        if (rc < 0) {
-            return fail(s, j, "no memory for the answer");
-        }
-
-        if (rc == 1) {
-            return serve_job_choice_end(s, j, k, ABI_STOP, 1);
-        }
-    }
-
-    if (c->reason != 0) {
-        return serve_job_choice_end(s, j, k, c->reason, 0);
-    }
-
-    return c->n_output < j->n_new ? 0
-           : serve_job_choice_end(s, j, k, ABI_LENGTH, 0);
-}
-
-
-/* The result belongs to this choice; that of a whole prompt to all of them. */
-static int
-say_all(struct serve *s, struct job *j, uint32_t k, const struct result *r)
-{
-    if (j->first_us != 0) {
-        return say(s, j, k, r);
-    }
-
-    uint32_t n = j->sched.n_seqs;
-
-    j->first_us = clock_us();
-
-    for (uint32_t i = 0; i < n; i++) {
-        int known = j->choices[i].n_resume > 0 || j->choices[i].reason != 0;
-
-        if ((known ? replay(s, j, i) : say(s, j, i, r)) != 0) {
-            return -1;
-        }
-    }
-
-    return 0;
-}
-
-
-/* The rows of one segment, or its token.  0; -1: its job is gone. */
-static int
-answer_one(struct serve *s, int i, const float *rows, const uint32_t *token)
-{
-    const struct model_segment *g = &s->segments[i];
-    struct job                 *j = s->runs[i].job;
-    uint32_t                    k = s->runs[i].i_choice;
-    const struct sched_seq     *q = &j->sched.seqs[k];
-
-    if (g->n_rows == 0) {
-        return 0;
-    }
-
-    if (serve_score_wanted(j) && serve_score_tell(s, j, k, g, rows) != 0) {
-        return fail(s, j, "the prompt's log-probabilities: no memory, or the "
-                    "model's output is not finite");
-    }
-
-    struct result r = {
-        rows == NULL ? NULL : rows + (size_t) (g->n_rows - 1)
-                                     * s->model->n_vocab,
-        token == NULL ? 0 : *token
-    };
-
-    return q->n_done < q->n_tok ? 0 : say_all(s, j, k, &r);
-}
-
-
-/* What the forward call has computed, logits or tokens, to events. */
-static void
-answer(struct serve *s, int n_segs, const float *logits,
-       const uint32_t *tokens)
-{
-    for (int i = 0; i < n_segs; i++) {
-        struct job       *j = s->runs[i].job;
-        struct sched_seq *q = &j->sched.seqs[s->runs[i].i_choice];
-        uint32_t          n_before = q->n_done;
-
-        q->n_done += (uint32_t) s->segments[i].n_tok;
-        serve_pages_filled(s, j, s->runs[i].i_choice, n_before);
-
-        if (sched_job_forks(&j->sched)) {
-            serve_pages_fork(s, j);
-        }
-    }
-
-    for (int i = 0; i < n_segs; i++) {
-        struct job *j = s->runs[i].job;
-        int         last = i + 1 == n_segs || s->runs[i + 1].job != j;
-        int         gone = 0;
-
-        if (j != NULL) {
-            gone = answer_one(s, i, logits, tokens) != 0;
-        }
-
-        if (tokens != NULL) {
-            tokens += s->segments[i].n_rows;
-        } else {
-            logits += (size_t) s->segments[i].n_rows * s->model->n_vocab;
-        }
-
-        for (int k = i + 1; gone && k < n_segs && s->runs[k].job == j; k++) {
-            s->runs[k].job = NULL;
-        }
-
-        if (j != NULL && last && !gone) {
-            serve_job_flush(s, j);
-        }
-    }
 }
 
 
@@ -469,18 +255,16 @@ plan_samples(struct serve *s, int n_segs)
 int
 serve_step(struct serve *s)
 {
-    uint32_t n_tok;
-
     serve_job_deadlines(s);
     plan(s);
 
-    int n = gather(s, &n_tok);
+    int n = gather(s);
 
     if (n == 0) {
         return 0;
     }
 
-    uint64_t start = clock_us();
+    uint64_t        start = clock_us();
     float          *logits = NULL;
     const uint32_t *tokens = NULL;
 
@@ -491,9 +275,9 @@ serve_step(struct serve *s)
         model_forward(s->model->model, s->segments, n, &logits);
     }
 
-    measure(s, n, n_tok, clock_us() - start);
     s->counts.steps++;
-    answer(s, n, logits, tokens);
+    serve_answer(s, n, logits, tokens);
+    measure(s, n, clock_us() - start);
 
     return 1;
 }

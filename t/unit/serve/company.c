@@ -13,7 +13,7 @@ static int record_token(struct serve_output *o, uint32_t token,
                         const struct sampler_logprob *logprobs, uint32_t n);
 
 #define serve_output_token record_token
-#include "engine/serve/step.c"
+#include "engine/serve/answer.c"
 #undef serve_output_token
 
 #include <setjmp.h>

@@ -1,10 +1,11 @@
 /*
- * Tests of engine/serve/step.c, and of serve/job.c and serve/channel.c under
- * it: real rings, scheduler and pages around a model whose next token is a hash
- * of every token that it finds in the pages.  So a token in a wrong page, or a
- * page given to two, changes the answer.
+ * Tests of engine/serve/step.c, and of answer.c, job.c, pages.c and channel.c
+ * under it: real rings, scheduler and pages around a model whose next token is
+ * a hash of every token that it finds in the pages.  So a token in a wrong
+ * page, or a page given to two, changes the answer.
  */
 #define log_line count_line
+#include "engine/serve/answer.c"
 #include "engine/serve/step.c"
 
 #include <math.h>
@@ -149,6 +150,30 @@ model_forward_sample(struct model *m, const struct model_segment *segs,
         }
 
         assert_true(how[r].top_p > 0);
+    }
+}
+
+
+#define N_THREADS   3
+
+int
+model_threads(const struct model *m)
+{
+    (void) m;
+
+    return N_THREADS;
+}
+
+
+/* Backwards, as none may count on an order. */
+void
+model_each(struct model *m, uint32_t n,
+           void (*fn)(void *ctx, uint32_t i, int thread), void *ctx)
+{
+    (void) m;
+
+    while (n-- > 0) {
+        fn(ctx, n, (int) (n % N_THREADS));
     }
 }
 
