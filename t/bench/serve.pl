@@ -3,7 +3,7 @@
 # demo model, and OpenSeek-Small's shape with random weights.
 #
 #   streams_N     tokens a second of N streams together, 16 tokens in, TOKENS
-#                 (64) out
+#                 (64; the demo, whose 64 take 30 ms, 1,024) out
 #   ttft_2k...    first token behind 2,048 tokens that are new, or were read
 #   gap_4k...     longest wait of a running stream while 4,000 tokens arrive,
 #                 and what it may be: two decode steps and one chunk of a prompt
@@ -24,7 +24,6 @@ use Moe;
 
 my $chunk_ms = 100;             # the default of --step-ms
 my $flood_s = $ENV{LONG} ? 120 : 10;
-my $tokens = $ENV{TOKENS} || 64;
 
 my $like = '"stream":true,"stream_options":{"include_usage":true},'
          . '"temperature":0,"ignore_eos":true';
@@ -44,7 +43,7 @@ for my $shape (sort keys %shapes) {
     my $moe = Moe->new;
     my @random = $shape eq 'demo' ? () : ('--random-weights', 1);
     $moe->engine(model => $shapes{$shape}->($moe),
-                 args => [@random, '--max-queue', 16]);
+                 args => [@random, '--max-queue', 64]);
     $moe->nginx(engine => 'streams 4096;');
     $moe->wait_ready;
 
@@ -102,6 +101,7 @@ sub load { return result(start(@_)) }
 
 sub streams {
     my ($shape, $port, @counts) = @_;
+    my $tokens = $ENV{TOKENS} || ($shape eq 'demo' ? 1024 : 64);
     load($port, 1, 1, body(8, 'ids 16'));       # pages of weights are there
     for my $n (@counts) {
         my $r = load($port, $n, $n, body($tokens, 'ids 16'));
