@@ -257,7 +257,7 @@ struct abi_request {
     uint32_t    n_choices;      /* 1 .. ABI_CHOICES_MAX */
     uint32_t    given;          /* ABI_GIVEN_* */
     uint32_t    flags;          /* ABI_FLAG_* */
-    uint32_t    max_tokens;     /* >= 1; unless given: up to n_ctx_tok */
+    uint32_t    max_tokens;     /* unless given: up to n_ctx_tok */
     float       temperature;    /* 0 .. 2; 0 = greedy */
     float       top_p;          /* (0 .. 1] */
     float       min_p;          /* [0 .. 1] */

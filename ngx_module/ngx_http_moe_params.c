@@ -113,8 +113,11 @@ static const ngx_http_moe_param_t  ngx_http_moe_params[] = {
     { "best_of", NGX_HTTP_MOE_COMPLETIONS, NGX_HTTP_MOE_UINT, 1,
       ABI_CHOICES_MAX, 0, ngx_http_moe_at(best_of), 0, NULL },
 
-    { "max_tokens", NGX_HTTP_MOE_BOTH, NGX_HTTP_MOE_UINT, 1, INT32_MAX, 16,
+    { "max_tokens", NGX_HTTP_MOE_CHAT, NGX_HTTP_MOE_UINT, 1, INT32_MAX, 16,
       ngx_http_moe_abi(max_tokens), ABI_GIVEN_MAX_TOKENS, NULL },
+
+    { "max_tokens", NGX_HTTP_MOE_COMPLETIONS, NGX_HTTP_MOE_UINT, 0, INT32_MAX,
+      16, ngx_http_moe_abi(max_tokens), ABI_GIVEN_MAX_TOKENS, NULL },
 
     { "max_completion_tokens", NGX_HTTP_MOE_CHAT, NGX_HTTP_MOE_UINT, 1,
       INT32_MAX, 16, ngx_http_moe_abi(max_tokens), ABI_GIVEN_MAX_TOKENS,
@@ -710,6 +713,14 @@ ngx_http_moe_params_agree(ngx_http_moe_ctx_t *ctx, json_t *body,
                                   "prompt_logprobs", "The 'prompt_logprobs' "
                                   "parameter is not allowed when 'stream' is "
                                   "enabled.");
+    }
+
+    if (api == NGX_HTTP_MOE_COMPLETIONS && abi->max_tokens == 0
+        && !(abi->flags & ABI_FLAG_ECHO))
+    {
+        return ngx_http_moe_error(ctx, NGX_HTTP_BAD_REQUEST, "invalid_value",
+                                  "max_tokens", "The 'max_tokens' parameter "
+                                  "may only be 0 when 'echo' is enabled.");
     }
 
     ngx_http_moe_params_prompt(params);

@@ -115,6 +115,9 @@ refused(text(@$_), $_->[0], "completions, $_->[0]")
         [echo => 1], [prompt => $null], [prompt => []], [prompt => ['a', 'b']],
         [prompt => [1, 'b']], [prompt => [-1]], [prompt => 5],
         [prompt => [[]]];
+refused(text(max_tokens => 0), 'max_tokens', 'completions of nothing');
+like said(text(max_tokens => 0, echo => $true)), qr/ max_tokens=0 /,
+     'completions, an echo alone';
 ok text(best_of => 2, n => 2)->{status} == 200, 'best_of equal to n';
 
 

@@ -123,6 +123,7 @@ sub echo {
     is($l->{top_logprobs}[0], undef, 'echo: no alternatives to the first');
     is(keys %{ $l->{top_logprobs}[5] }, 1, 'echo: one to the others');
     offsets($r->{choices}[0], 190, 'of ids');
+    alone($moe, $ids, $l, $text);
     $r = ask($moe, prompt => 'The dawn of the day', max_tokens => 1,
              echo => $true, logprobs => 0);
     offsets($r->{choices}[0], $r->{usage}{prompt_tokens}, 'of a text');
@@ -138,6 +139,22 @@ sub echo {
     }
     is_deeply(\@values, $l->{token_logprobs}, 'echo: the same as a stream');
     is($said, $text, 'echo: with its text');
+}
+
+# No token behind it: the prompt is read to be scored.
+sub alone {
+    my ($moe, $ids, $both, $text) = @_;
+    my $r = ask($moe, prompt => $ids, max_tokens => 0, echo => $true, n => 2,
+                logprobs => 1);
+    for my $c (@{ $r->{choices} }) {
+        is_deeply([@$c{'text', 'finish_reason'}],
+                  [substr($text, 0, length $c->{text}), 'length'],
+                  'echo alone: the text, and the end');
+        is_deeply($c->{logprobs}{token_logprobs},
+                  [@{ $both->{token_logprobs} }[0 .. 189]],
+                  'echo alone: the same numbers');
+    }
+    is($r->{usage}{completion_tokens}, 0, 'echo alone: says nothing');
 }
 
 # What is said behind the prompt may be special, and not shown.

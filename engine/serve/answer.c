@@ -98,6 +98,11 @@ say(const struct serve *s, struct sampler *sampler, struct job *j, uint32_t k,
     struct sampler_logprob logprobs[1 + ABI_TOP_LOGPROBS_MAX];
     uint32_t               token = r->token, n = 0;
 
+    if (j->n_new == 0) {        /* the prompt alone was to be read */
+        over(c, ABI_LENGTH, 0);
+        return 0;
+    }
+
     if (r->row != NULL ? sampler_next(sampler, &c->sampler, c->seen, r->row,
                                       c->n_output, &token) != 0
                        : token == BACKEND_NO_TOKEN)

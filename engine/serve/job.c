@@ -578,8 +578,10 @@ enqueue(struct serve *s, struct job *j)
         }
     }
 
+    /* To say nothing takes as much as to say the first token. */
     uint64_t n_pages = sched_job_begin(&j->sched, &s->limits, n_prompt,
-                                       j->n_new, r->n_choices);
+                                       j->n_new > 0 ? j->n_new : 1,
+                                       r->n_choices);
 
     if (n_pages > kv_pages(s->kv) || r->n_choices > s->limits.n_seqs) {
         struct serve_refusal *why = &j->prep.refusal;

@@ -36,7 +36,7 @@ struct range {
 
 static const struct range ranges[] = {
     { "n", 0, OFF(n_choices), 1, ABI_CHOICES_MAX, RANGE_UINT },
-    { "max_tokens", ABI_GIVEN_MAX_TOKENS, OFF(max_tokens), 1, UINT32_MAX,
+    { "max_tokens", ABI_GIVEN_MAX_TOKENS, OFF(max_tokens), 0, UINT32_MAX,
       RANGE_UINT },
     { "temperature", ABI_GIVEN_TEMPERATURE, OFF(temperature), 0, 2,
       RANGE_FLOAT },

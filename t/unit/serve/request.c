@@ -143,7 +143,7 @@ every_range(void **state)
         { "", OFF(given), 0, 0x80, 0 },
         { "", OFF(given), 0, 0, 1 },
         { "", OFF(flags), 0, 0x20, 0 },
-        { "max_tokens", OFF(max_tokens), 0, 0, 0 },
+        { "max_tokens", OFF(max_tokens), 0, 0, 1 },
         { "max_tokens", OFF(max_tokens), 0, 1, 1 },
         { "max_tokens", OFF(max_tokens), 0, 4294967295.0, 1 },
         { "temperature", OFF(temperature), 1, -0.001, 0 },
