@@ -90,6 +90,16 @@ op_get(struct backend *b, void *to, const void *from, size_t n)
 }
 
 
+static void
+op_copy(struct backend *b, void *to, const void *from, size_t n)
+{
+    struct cuda *c = cuda_of(b);
+
+    CUDA_CHECK(cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice,
+                               c->stream));
+}
+
+
 struct each_run {
     void   (*fn)(void *ctx, uint32_t i, int thread);
     void    *ctx;
@@ -321,6 +331,7 @@ cuda_open(const char *name, int n_threads, struct err *e)
     c->ops.room = op_room;
     c->ops.put = op_put;
     c->ops.get = op_get;
+    c->ops.copy = op_copy;
     c->ops.weight_bytes = cuda_weight_bytes;
     c->ops.weight_put = cuda_weight_put;
     c->ops.each = op_each;

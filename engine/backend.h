@@ -219,6 +219,8 @@ struct backend_ops {
     /* Copies to the backend's memory, and from it. */
     void     (*put)(struct backend *b, void *to, const void *from, size_t n);
     void     (*get)(struct backend *b, void *to, const void *from, size_t n);
+    /* Within the backend's memory, in order with what it computes. */
+    void     (*copy)(struct backend *b, void *to, const void *from, size_t n);
 
     /* Bytes of one matrix of w, a multiple of 64; 0: this backend does not
      * have that dtype. */

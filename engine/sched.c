@@ -99,7 +99,9 @@ sched_job_fork(struct sched_job *j, const struct sched_limits *l)
     for (uint32_t i = 0; i < j->n_seqs; i++) {
         if (j->seqs[i].state == SCHED_FORK) {
             j->seqs[i].state = SCHED_LIVE;
-            j->seqs[i].n_done = j->n_common * l->page_tok;
+            j->seqs[i].n_done = j->n_prompt;
+            j->seqs[i].shares = j->n_prompt % l->page_tok != 0;
+            j->seqs[i].n_held = j->seqs[i].shares;
         }
     }
 }
@@ -116,6 +118,7 @@ sched_job_preempt(struct sched_job *j)
         if (s->state != SCHED_OVER) {
             s->state = i == leader ? SCHED_LIVE : SCHED_FORK;
             s->n_done = s->n_held = 0;
+            s->shares = 0;
         }
     }
 
@@ -129,6 +132,7 @@ sched_seq_end(struct sched_job *j, uint32_t i_seq)
 {
     j->seqs[i_seq].state = SCHED_OVER;
     j->seqs[i_seq].n_held = 0;
+    j->seqs[i_seq].shares = 0;
 
     if (sched_job_open(j) == 0) {
         j->n_common = 0;
@@ -154,8 +158,12 @@ void
 sched_job_booked(struct sched_job *j, const struct sched_limits *l)
 {
     for (uint32_t i = 0; i < j->n_seqs; i++) {
-        j->seqs[i].n_held += j->seqs[i].n_take;
-        j->seqs[i].n_take = 0;
+        struct sched_seq *s = &j->seqs[i];
+
+        if (s->n_take > 0) {
+            s->n_held += s->n_take - s->shares;
+            s->n_take = s->shares = 0;
+        }
     }
 
     if (j->admitted) {
@@ -236,7 +244,7 @@ grow(struct plan *p, uint32_t i_job, uint32_t *i)
 
     for (uint32_t k = 0; k < j->n_seqs; k++) {
         struct sched_seq *s = &j->seqs[k];
-        uint32_t          has = j->n_common + s->n_held;
+        uint32_t          has = j->n_common + s->n_held - s->shares;
         uint32_t          wants = pages(s->n_tok, p->l);
 
         if (s->state != SCHED_LIVE || wants <= has) {
@@ -358,8 +366,13 @@ fill(const struct plan *p, int decodes, uint32_t budget)
                 continue;
             }
 
-            uint32_t room = (j->n_common + s->n_held + n_hit + s->n_take)
-                            * p->l->page_tok - n_done;
+            if (s->shares && s->n_take == 0) {
+                s->n_run = 0;           /* no page for its copy */
+                continue;
+            }
+
+            uint32_t room = (j->n_common + s->n_held + n_hit + s->n_take
+                             - s->shares) * p->l->page_tok - n_done;
 
             s->n_run = missing < room ? missing : room;
             s->n_run = s->n_run < budget ? s->n_run : budget;

@@ -56,6 +56,8 @@ enum sched_state {
 
 struct sched_seq {
     uint8_t     state;          /* enum sched_state */
+    uint8_t     shares;         /* its last page is the leader's, to be copied
+                                   before it goes on */
     uint32_t    n_tok;          /* tokens known */
     uint32_t    n_done;         /* of them in the pages */
     uint32_t    n_held;         /* pages of its own, behind the common ones */
@@ -98,8 +100,9 @@ uint32_t sched_job_hits_max(const struct sched_job *j,
 /* The prompt is in the leader's pages: are there others to start? */
 int sched_job_forks(const struct sched_job *j);
 
-/* They start.  All share the prompt's full pages (n_common of them), the others
- * compute the rest of it again. */
+/* They start.  All share the prompt's full pages (n_common of them); the last
+ * one, if it is not full, the others hold until they have copied it.  Only the
+ * leader, whose it is, writes there, behind the prompt. */
 void sched_job_fork(struct sched_job *j, const struct sched_limits *l);
 
 /* It has lost all pages, and waits. */
@@ -126,7 +129,8 @@ enum sched_answer {
 enum sched_answer sched_plan(const struct sched_limits *l,
                              struct sched_job **jobs, uint32_t n, uint32_t *i);
 
-/* The plan was followed: books what the job has taken, and its admission. */
+/* The plan was followed: books what the job has taken, and its admission.  Who
+ * shares a page and takes some has its copy in the first of them. */
 void sched_job_booked(struct sched_job *j, const struct sched_limits *l);
 
 #endif /* MOE_SCHED_H */

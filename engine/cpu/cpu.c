@@ -278,6 +278,14 @@ op_weight_place(struct backend *b, const struct weight *w)
 }
 
 
+static void
+op_copy(struct backend *b, void *to, const void *from, size_t n)
+{
+    (void) b;
+    memcpy(to, from, n);
+}
+
+
 struct each_run {
     void   (*fn)(void *ctx, uint32_t i, int thread);
     void    *ctx;
@@ -657,7 +665,8 @@ op_close(struct backend *b)
 
 
 static const struct backend_ops ops = {
-    op_close, op_alloc, op_free, op_room, op_put, op_get, op_weight_bytes,
+    op_close, op_alloc, op_free, op_room, op_put, op_get, op_copy,
+    op_weight_bytes,
     op_weight_put, op_weight_place, op_each, op_begin, op_embed, op_rmsnorm,
     op_linear, op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route,
     cpu_moe, op_silu_mul, op_gather, op_fetch, NULL

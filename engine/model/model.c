@@ -584,6 +584,16 @@ model_forward_sample(struct model *m, const struct model_segment *segs,
 }
 
 
+void
+model_copy_page(struct model *m, uint32_t to, uint32_t from)
+{
+    size_t n = (size_t) m->info.page_bytes;
+    char  *pages = m->kv.data;
+
+    m->b->ops->copy(m->b, pages + to * n, pages + from * n, n);
+}
+
+
 int
 model_threads(const struct model *m)
 {

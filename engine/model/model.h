@@ -105,6 +105,9 @@ void model_forward_sample(struct model *m, const struct model_segment *segs,
                           int n_segs, const struct sample *how,
                           uint32_t n_vocab, const uint32_t **tokens);
 
+/* Makes a page the copy of another, in all layers. */
+void model_copy_page(struct model *m, uint32_t to, uint32_t from);
+
 /* Between two forward calls its threads can do something else: fn(ctx, i,
  * thread) for i = 0 .. n - 1, in no order, with thread < model_threads(). */
 int model_threads(const struct model *m);

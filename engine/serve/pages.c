@@ -77,16 +77,26 @@ take(struct serve *s, struct job *j)
 
     for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
         struct sched_seq *q = &j->sched.seqs[k];
-        uint32_t          has = j->sched.n_common + q->n_held;
+        uint32_t          has = j->sched.n_common + q->n_held - q->shares;
+        uint32_t         *pages = j->choices[k].pages;
 
         if (k == leader && j->sched.admitted) {
             has += j->sched.n_hit;
         }
 
-        if (q->n_take > 0
-            && kv_take(s->kv, q->n_take, j->choices[k].pages + has) != 0)
-        {
+        if (q->n_take == 0) {
+            continue;
+        }
+
+        uint32_t shared = q->shares ? pages[has] : 0;
+
+        if (kv_take(s->kv, q->n_take, pages + has) != 0) {
             assert(0);      /* the plan is within what is free */
+        }
+
+        if (q->shares) {
+            model_copy_page(s->model->model, pages[has], shared);
+            kv_drop(s->kv, &shared, 1);
         }
     }
 }
@@ -107,6 +117,14 @@ find_again(struct serve *s, struct job *j, uint32_t k)
         }
 
         kv_share(s->kv, page);
+
+        if (q->shares) {
+            kv_drop(s->kv, &j->choices[k].pages[i], 1);
+            q->shares = 0;
+            q->n_held = 0;
+            q->n_done = i * MODEL_PAGE_TOK;
+        }
+
         j->choices[k].pages[i] = page;
         q->n_held++;
         q->n_done += MODEL_PAGE_TOK;
@@ -126,7 +144,9 @@ serve_pages_fork(struct serve *s, struct job *j)
             continue;
         }
 
-        for (uint32_t i = 0; i < j->sched.n_common; i++) {
+        uint32_t n = j->sched.n_common + j->sched.seqs[k].n_held;
+
+        for (uint32_t i = 0; i < n; i++) {
             j->choices[k].pages[i] = j->choices[leader].pages[i];
             kv_share(s->kv, j->choices[k].pages[i]);
         }

@@ -124,8 +124,10 @@ sim_fork(struct sim *s, struct sim_job *j)
     sched_job_fork(&j->sched, &s->limits);
 
     for (uint32_t k = leader + 1; k < j->sched.n_seqs; k++) {
-        for (uint32_t i = 0; i < j->sched.n_common
-                             && j->sched.seqs[k].state == SCHED_LIVE; i++)
+        uint32_t n = j->sched.n_common + j->sched.seqs[k].n_held;
+
+        for (uint32_t i = 0; i < n && j->sched.seqs[k].state == SCHED_LIVE;
+             i++)
         {
             j->pages[k][i] = j->pages[leader][i];
             kv_share(s->kv, j->pages[k][i]);
@@ -211,10 +213,15 @@ sim_book(struct sim *s)
 
         for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
             struct sched_seq *q = &j->sched.seqs[k];
-            uint32_t          has = j->sched.n_common + q->n_held
+            uint32_t          has = j->sched.n_common + q->n_held - q->shares
                                     + (j->sched.admitted ? j->sched.n_hit : 0);
+            uint32_t          shared = j->pages[k][has];
 
             assert_int_equal(kv_take(s->kv, q->n_take, j->pages[k] + has), 0);
+
+            if (q->shares && q->n_take > 0) {
+                kv_drop(s->kv, &shared, 1);
+            }
         }
 
         sched_job_booked(&j->sched, &s->limits);
@@ -248,6 +255,7 @@ sim_compute(struct sim *s, struct sim_job *j)
         uint32_t          before = q->n_done;
 
         ran[k] = q->n_run;
+        assert_true(q->n_run == 0 || !q->shares);
         q->n_done += q->n_run;
         assert_true(q->n_done <= q->n_tok);
         assert_true(q->n_run == 0 || (j->sched.n_common + q->n_held) * page_tok
