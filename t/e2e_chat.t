@@ -89,9 +89,6 @@ is($z->{headers}{'content-encoding'}, 'gzip', 'compressed');
 my $r = $z->collect;
 right('gzip', $r);
 is($r->{content}, $first->{content}, 'gzip: the same answer');
-# Each flush is a chunk of its own; the engine may be ahead by a few tokens.
-my %chunks = map { $_->{n} => 1 } @{ $r->{events} };
-cmp_ok(keys %chunks, '>', @{ $r->{events} } / 4, 'gzip: token by token');
 
 
 # -- HTTP/2 ----------------------------------------------------------------

@@ -80,6 +80,18 @@ for my $where ('/v1', '/gzip') {
     ok $r->{done}, "$where: [DONE]";
 }
 
+# Compressed, a stream has a tenth of the bytes, and no token waits for another.
+my %bytes;
+for my $where ('/v1', '/gzip') {
+    my ($path, $body) = chat('tokens=300 delay_ms=5');
+    my $c = $moe->stream($path =~ s{/v1}{$where}r, $body,
+                         'Accept-Encoding' => 'gzip');
+    is $c->collect->{n_events}, 300, "$where: all tokens of a long stream";
+    $bytes{$where} = $c->{n_bytes};
+}
+cmp_ok $bytes{'/v1'}, '>=', 10 * $bytes{'/gzip'},
+    "gzip: $bytes{'/gzip'} bytes for $bytes{'/v1'}";
+
 my $c = $moe->client;
 for (1 .. 3) {
     my $r = $c->request('POST', chat('tokens=2'))->head->collect;

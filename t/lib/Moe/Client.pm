@@ -66,7 +66,7 @@ sub close {
     close $sock;
 }
 
-# Reads once; false at the end of the stream.
+# Reads once; false at the end of the stream.  {n_bytes} is all that came.
 sub fill {
     my ($self, $what) = @_;
     return 0 if $self->{eof};
@@ -74,6 +74,7 @@ sub fill {
         or die "no $what within $self->{timeout} s\n";
     my $n = sysread $self->{sock}, $self->{in}, 65536, length $self->{in};
     $self->{at} = Time::HiRes::time();
+    $self->{n_bytes} += $n // 0;
     return 1 if $n;
     $self->{eof} = 1;
     $self->{reset} = 1 unless defined $n;
