@@ -46,7 +46,7 @@ run_round(struct panel *p, uint32_t row, uint32_t run, const float *x,
         sum += q[i];
     }
 
-    p->scale[row][run] = most / 127;
+    p->scale[row][run] = quant_x_scale(most);
     p->begin[row][run] = -128 * sum;
 }
 

@@ -15,6 +15,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "backend.h"
 
@@ -32,6 +33,21 @@ static inline size_t
 quant_run_bytes(enum dtype t)
 {
     return t == DTYPE_INT8 ? QUANT_INT8_BYTES : QUANT_INT4_BYTES;
+}
+
+/* The scale of a run of x rounded to 8 bits, given its largest.  The mantissa
+ * is of 22 bits, so that 3 * 2^22 times it is a number of FP32, too. */
+static inline float
+quant_x_scale(float largest)
+{
+    float    scale = largest / 127;
+    uint32_t bits;
+
+    memcpy(&bits, &scale, 4);
+    bits &= ~3u;
+    memcpy(&scale, &bits, 4);
+
+    return scale;
 }
 
 /* One row into lane `lane` of a tile. */

@@ -9,8 +9,16 @@
  * where the last term is known once x is rounded, and so is what a group's sum
  * begins with.  A group's sum is exact; an output is one chain of FP32 over the
  * groups in order, begun at 0 or at y (add) and kept in y where it pauses, so
- * neither blocks nor rows change a bit (D6).  Panels and blocks are those of
- * bf16_avx512.c, with fewer rows, since a sum takes two registers.
+ * neither blocks nor rows change a bit (D6).
+ *
+ * A group's sum becomes FP32 at the price of the multiplication by x's scale:
+ * it begins at AS_FLOAT, so its bits are those of AS_FLOAT_ZERO + sum, and
+ * (AS_FLOAT_ZERO + sum) * scale - AS_FLOAT_ZERO * scale is rounded once.
+ *
+ * Panels are those of bf16_avx512.c, with fewer rows in a block, since a sum
+ * takes two registers.  With many rows a block's weights stay in L1 while all
+ * rows pass, those of 4 bits made bytes first, and meanwhile the rows' parts,
+ * one after the other, ask for the next block's weights.
  */
 #include <immintrin.h>
 
@@ -19,24 +27,40 @@
 
 #define INLINE          static inline __attribute__((always_inline))
 
-#define PANEL_RUNS      1024            /* rows * runs: 80 KiB */
+#define PANEL_RUNS      2560            /* rows * runs: 200 KiB */
 #define PANEL_ROWS      120
+#define BLOCK_RUNS      8               /* of two tiles: 18 KiB */
 #define T_MAX           6
 #define T_STREAM        3
 #define AHEAD           1024            /* bytes */
+
+/* An integer n of fewer than 22 bits, added to this, is FP32's 3 * 2^22 + n. */
+#define AS_FLOAT        0x4b400000
+#define AS_FLOAT_ZERO   12582912.0f
 
 /* A run of a row of x. */
 struct run {
     int8_t      q[QUANT_RUN];
     float       scale;
+    float       zero;           /* -AS_FLOAT_ZERO * scale, exactly */
     int32_t     begin[2];       /* -z * sum of q: of 64, or of 32 and 32 */
-    int32_t     unused;
+};
+
+/* 4 bits as 8: a run of a tile. */
+struct wide {
+    float       scale[2][TILE];
+    uint8_t     q[QUANT_RUN / 4][TILE][4];
 };
 
 struct block {
     const uint8_t    *w;        /* first tile's first run */
     size_t            w_tile;   /* bytes from tile to tile */
-    const struct run *x;        /* (T, n_runs) */
+    const uint8_t    *next;     /* the weights to be asked for, as they are */
+    size_t            next_tile;
+    uint32_t          next_from;    /* these bytes of each of their runs */
+    uint32_t          next_to;
+    const struct run *x;        /* (n_runs, x_run) */
+    size_t            x_run;
     uint32_t          n_runs;
     uint32_t          n_out;    /* outputs from the first tile on */
     float            *y;
@@ -66,14 +90,14 @@ dot(__m512i sum, __m512i w, __m512i x)
 
 /* Four columns for R tiles and T rows. */
 INLINE void
-dots(__m512i (*sum)[T_MAX], const __m512i *w, const struct block *b,
-     const struct run *x, size_t col, int R, int T)
+dots(__m512i (*sum)[T_MAX], const __m512i *w, const struct run *x, size_t col,
+     int R, int T)
 {
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
         int32_t four;
 
-        memcpy(&four, x[(size_t) t * b->n_runs].q + col, 4);
+        memcpy(&four, x[t].q + col, 4);
 
         __m512i q = _mm512_set1_epi32(four);
 
@@ -86,15 +110,13 @@ dots(__m512i (*sum)[T_MAX], const __m512i *w, const struct block *b,
 
 
 INLINE void
-begin(__m512i (*sum)[T_MAX], const struct block *b, const struct run *x,
-      int group, int R, int T)
+begin(__m512i (*sum)[T_MAX], const struct run *x, int group, int R, int T)
 {
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            sum[r][t] = _mm512_set1_epi32(
-                            x[(size_t) t * b->n_runs].begin[group]);
+            sum[r][t] = _mm512_set1_epi32(x[t].begin[group]);
         }
     }
 }
@@ -103,15 +125,17 @@ begin(__m512i (*sum)[T_MAX], const struct block *b, const struct run *x,
 /* A group is done: to FP32, by both scales. */
 INLINE void
 add_group(__m512 (*sum)[T_MAX], __m512i (*part)[T_MAX], const __m512 *scale,
-          const struct block *b, const struct run *x, int R, int T)
+          const struct run *x, int R, int T)
 {
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
-        __m512 s = _mm512_set1_ps(x[(size_t) t * b->n_runs].scale);
+        __m512 s = _mm512_set1_ps(x[t].scale);
+        __m512 zero = _mm512_set1_ps(x[t].zero);
 
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(part[r][t]), s);
+            __m512 v = _mm512_fmadd_ps(_mm512_castsi512_ps(part[r][t]), s,
+                                       zero);
 
             sum[r][t] = _mm512_fmadd_ps(v, scale[r], sum[r][t]);
         }
@@ -119,10 +143,11 @@ add_group(__m512 (*sum)[T_MAX], __m512i (*part)[T_MAX], const __m512 *scale,
 }
 
 
+/* Four tiles pass but once, and are asked for here. */
 INLINE __m512i
-load(const uint8_t *p, int T)
+load(const uint8_t *p, int R)
 {
-    if (T <= T_STREAM) {
+    if (R == 4) {
         _mm_prefetch((const char *) p + AHEAD, _MM_HINT_T0);
     }
 
@@ -130,46 +155,64 @@ load(const uint8_t *p, int T)
 }
 
 
+/* A run of bytes: of the INT8's one group, or of struct wide's two. */
 INLINE void
-run_int8(__m512 (*sum)[T_MAX], const struct block *b, size_t i, int R, int T)
+run_bytes(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
+          size_t i, int n_groups, int R, int T)
 {
-    const struct run *x = b->x + i;
-    __m512i           part[4][T_MAX], w[4];
-    __m512            scale[4];
+    size_t         head = 64 * (size_t) n_groups;
+    const uint8_t *run = b->w + i * (head + QUANT_RUN * TILE);
 
-    begin(part, b, x, 0, R, T);
+    for (int group = 0; group < n_groups; group++) {
+        __m512i part[4][T_MAX], w[4];
+        __m512  scale[4];
+        size_t  n = QUANT_RUN / 4 / (size_t) n_groups;
+        size_t  k0 = n * (size_t) group;
 
-    for (size_t k = 0; k < QUANT_RUN / 4; k++) {
+        begin(part, x, group, R, T);
+
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            w[r] = load(b->w + b->w_tile * (size_t) r + i * QUANT_INT8_BYTES
-                        + 64 + k * 64, T);
+        for (size_t k = k0; k < k0 + n; k++) {
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                w[r] = load(run + b->w_tile * (size_t) r + head + k * 64, R);
+            }
+
+            dots(part, w, x, 4 * k, R, T);
         }
 
-        dots(part, w, b, x, 4 * k, R, T);
-    }
-
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r++) {
-        scale[r] = _mm512_loadu_ps(b->w + b->w_tile * (size_t) r
-                                   + i * QUANT_INT8_BYTES);
-    }
+        for (int r = 0; r < R; r++) {
+            scale[r] = _mm512_loadu_ps(run + b->w_tile * (size_t) r
+                                       + 64 * (size_t) group);
+        }
 
-    add_group(sum, part, scale, b, x, R, T);
+        add_group(sum, part, scale, x, R, T);
+    }
+}
+
+
+INLINE __m512
+int4_scale(const uint8_t *run, size_t group)
+{
+    const void *h = run + group * TILE * 2;
+
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+               _mm512_cvtepu16_epi32(_mm256_loadu_si256(h)), 16));
 }
 
 
 INLINE void
-run_int4(__m512 (*sum)[T_MAX], const struct block *b, size_t i, int R, int T)
+run_int4(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
+         size_t i, int R, int T)
 {
-    const struct run *x = b->x + i;
-    const __m512i     low = _mm512_set1_epi8(15);
+    const __m512i low = _mm512_set1_epi8(15);
 
     for (int group = 0; group < 2; group++) {
         __m512i part[4][T_MAX], w[4], both[4];
         __m512  scale[4];
 
-        begin(part, b, x, group, R, T);
+        begin(part, x, group, R, T);
 
         for (size_t k = 0; k < 4; k++) {
             size_t at = i * QUANT_INT4_BYTES + 64 + (size_t) group * 256
@@ -178,56 +221,85 @@ run_int4(__m512 (*sum)[T_MAX], const struct block *b, size_t i, int R, int T)
 
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
-                both[r] = load(b->w + b->w_tile * (size_t) r + at, T);
+                both[r] = load(b->w + b->w_tile * (size_t) r + at, R);
                 w[r] = _mm512_and_si512(both[r], low);
             }
 
-            dots(part, w, b, x, col, R, T);
+            dots(part, w, x, col, R, T);
 
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
                 w[r] = _mm512_and_si512(_mm512_srli_epi16(both[r], 4), low);
             }
 
-            dots(part, w, b, x, col + 4, R, T);
+            dots(part, w, x, col + 4, R, T);
         }
 
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const void *h = b->w + b->w_tile * (size_t) r
-                            + i * QUANT_INT4_BYTES + (size_t) group * 32;
-
-            scale[r] = _mm512_castsi512_ps(_mm512_slli_epi32(
-                           _mm512_cvtepu16_epi32(_mm256_loadu_si256(h)), 16));
+            scale[r] = int4_scale(b->w + b->w_tile * (size_t) r
+                                  + i * QUANT_INT4_BYTES, (size_t) group);
         }
 
-        add_group(sum, part, scale, b, x, R, T);
+        add_group(sum, part, scale, x, R, T);
+    }
+}
+
+
+/* What weights a block has. */
+enum kind { INT8, INT4, WIDE };
+
+/* Asks for a part's share of run i of the next weights. */
+INLINE void
+ask_next(const struct block *b, size_t i, enum kind kind, int R)
+{
+    const uint8_t *next = b->next
+                          + i * (kind == INT8 ? QUANT_INT8_BYTES
+                                              : QUANT_INT4_BYTES);
+
+    for (size_t at = b->next_from; at < b->next_to; at += 64) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            _mm_prefetch((const char *) next + b->next_tile * (size_t) r + at,
+                         _MM_HINT_T0);
+        }
     }
 }
 
 
 INLINE void
-block_run(const struct block *b, enum dtype dtype, int R, int T)
+block_run(const struct block *b, enum kind kind, int R, int T)
 {
-    __m512 sum[4][T_MAX];
+    __m512    sum[4][T_MAX];
+    __mmask16 mask[4];
+    float    *y = b->y;
+    size_t    y_stride = b->y_stride;
+
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+        mask[r] = tile_mask(b, r);
+    }
 
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const float *y = b->y + b->y_stride * (size_t) t + r * TILE;
-
-            sum[r][t] = b->go_on ? _mm512_maskz_loadu_ps(tile_mask(b, r), y)
-                                 : _mm512_setzero_ps();
+            sum[r][t] = _mm512_maskz_loadu_ps(b->go_on ? mask[r] : 0,
+                                              y + y_stride * (size_t) t
+                                              + r * TILE);
         }
     }
 
     for (size_t i = 0; i < b->n_runs; i++) {
-        if (dtype == DTYPE_INT8) {
-            run_int8(sum, b, i, R, T);
+        const struct run *x = b->x + i * b->x_run;
+
+        ask_next(b, i, kind, R);
+
+        if (kind == INT4) {
+            run_int4(sum, b, x, i, R, T);
 
         } else {
-            run_int4(sum, b, i, R, T);
+            run_bytes(sum, b, x, i, kind == WIDE ? 2 : 1, R, T);
         }
     }
 
@@ -235,33 +307,38 @@ block_run(const struct block *b, enum dtype dtype, int R, int T)
     for (int t = 0; t < T; t++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            _mm512_mask_storeu_ps(b->y + b->y_stride * (size_t) t + r * TILE,
-                                  tile_mask(b, r), sum[r][t]);
+            _mm512_mask_storeu_ps(y + y_stride * (size_t) t + r * TILE,
+                                  mask[r], sum[r][t]);
         }
     }
 }
 
 
-#define BLOCK(R, T)                                                          \
-    static void int8_##R##_##T(const struct block *b)                        \
-    { block_run(b, DTYPE_INT8, R, T); }                                      \
-    static void int4_##R##_##T(const struct block *b)                        \
-    { block_run(b, DTYPE_INT4, R, T); }
+#define BLOCK(kind, R, T)                                                    \
+    static void kind##_##R##_##T(const struct block *b)                      \
+    { block_run(b, kind, R, T); }
 
-BLOCK(4, 1) BLOCK(4, 2) BLOCK(4, 3)
-BLOCK(2, 3) BLOCK(2, 4) BLOCK(2, 5) BLOCK(2, 6)
-BLOCK(1, 1) BLOCK(1, 2) BLOCK(1, 3) BLOCK(1, 4) BLOCK(1, 5) BLOCK(1, 6)
+#define BLOCKS(kind)                                                         \
+    BLOCK(kind, 4, 1) BLOCK(kind, 4, 2) BLOCK(kind, 4, 3)                    \
+    BLOCK(kind, 2, 3) BLOCK(kind, 2, 4) BLOCK(kind, 2, 5) BLOCK(kind, 2, 6)  \
+    BLOCK(kind, 1, 1) BLOCK(kind, 1, 2) BLOCK(kind, 1, 3) BLOCK(kind, 1, 4)  \
+    BLOCK(kind, 1, 5) BLOCK(kind, 1, 6)
+
+#define NAMES(kind)                                                          \
+    { { NULL, kind##_4_1, kind##_4_2, kind##_4_3 },                          \
+      { NULL, NULL, NULL, kind##_2_3, kind##_2_4, kind##_2_5, kind##_2_6 },  \
+      { NULL, kind##_1_1, kind##_1_2, kind##_1_3, kind##_1_4, kind##_1_5,    \
+        kind##_1_6 } }
+
+BLOCKS(INT8)
+BLOCKS(INT4)
+BLOCKS(WIDE)
 
 /* By T; rows that make several parts make none below 3. */
 typedef void (*block_fn)(const struct block *b);
 
-static const block_fn blocks[2][3][T_MAX + 1] = {
-    { { NULL, int8_4_1, int8_4_2, int8_4_3 },
-      { NULL, NULL, NULL, int8_2_3, int8_2_4, int8_2_5, int8_2_6 },
-      { NULL, int8_1_1, int8_1_2, int8_1_3, int8_1_4, int8_1_5, int8_1_6 } },
-    { { NULL, int4_4_1, int4_4_2, int4_4_3 },
-      { NULL, NULL, NULL, int4_2_3, int4_2_4, int4_2_5, int4_2_6 },
-      { NULL, int4_1_1, int4_1_2, int4_1_3, int4_1_4, int4_1_5, int4_1_6 } }
+static const block_fn blocks[3][3][T_MAX + 1] = {
+    NAMES(INT8), NAMES(INT4), NAMES(WIDE)
 };
 
 
@@ -271,7 +348,7 @@ struct panel {
     uint32_t    n_rows;
     uint32_t    run;            /* first run */
     uint32_t    n_runs;
-    struct run  x[PANEL_RUNS];  /* (n_rows, n_runs) */
+    struct run  x[PANEL_RUNS];  /* (n_runs, n_rows) */
 };
 
 
@@ -304,14 +381,15 @@ run_round(struct run *to, const float *x, uint32_t n, enum dtype dtype)
                          _mm512_cvtsepi32_epi8(q));
     }
 
-    to->scale = largest / 127;
+    to->scale = quant_x_scale(largest);
+    to->zero = -AS_FLOAT_ZERO * to->scale;
 
     if (dtype == DTYPE_INT8) {
-        to->begin[0] = -128 * (sums[0] + sums[1] + sums[2] + sums[3]);
+        to->begin[0] = AS_FLOAT - 128 * (sums[0] + sums[1] + sums[2] + sums[3]);
 
     } else {
-        to->begin[0] = -8 * (sums[0] + sums[1]);
-        to->begin[1] = -8 * (sums[2] + sums[3]);
+        to->begin[0] = AS_FLOAT - 8 * (sums[0] + sums[1]);
+        to->begin[1] = AS_FLOAT - 8 * (sums[2] + sums[3]);
     }
 }
 
@@ -319,45 +397,115 @@ run_round(struct run *to, const float *x, uint32_t n, enum dtype dtype)
 static void
 panel_fill(struct panel *p, const struct linear *a)
 {
-    struct run *to = p->x;
+    for (uint32_t r = 0; r < p->n_rows; r++) {
+        uint32_t     at = p->row + r;
+        const float *x = a->x + a->x_stride * (a->x_rows ? a->x_rows[at] : at);
 
-    for (uint32_t r = p->row; r < p->row + p->n_rows; r++) {
-        const float *x = a->x + a->x_stride * (a->x_rows ? a->x_rows[r] : r);
+        for (uint32_t i = 0; i < p->n_runs; i++) {
+            uint32_t col = (p->run + i) * QUANT_RUN, left = a->n_in - col;
 
-        for (uint32_t i = p->run; i < p->run + p->n_runs; i++) {
-            uint32_t left = a->n_in - i * QUANT_RUN;
-
-            run_round(to++, x + (size_t) i * QUANT_RUN,
+            run_round(&p->x[(size_t) i * p->n_rows + r], x + col,
                       left < QUANT_RUN ? left : QUANT_RUN, a->dtype);
         }
     }
 }
 
 
+/* Runs of R tiles of 4 bits. */
 static void
-panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
-          const block_fn *run)
+widen(struct wide (*to)[BLOCK_RUNS], const uint8_t *w, size_t w_tile,
+      uint32_t n_runs, uint32_t R)
 {
-    struct block b = {
-        .w_tile = tile_bytes(a->dtype, a->n_in),
-        .x = p->x,
-        .n_runs = p->n_runs,
-        .n_out = a->n_out - tile * TILE,
-        .y = a->y + a->y_stride * p->row + tile * TILE,
-        .y_stride = a->y_stride,
-        .go_on = a->add || p->run != 0
-    };
-    uint32_t n_parts = (p->n_rows + T_MAX - 1) / T_MAX, done = 0;
+    const __m512i low = _mm512_set1_epi8(15);
 
-    b.w = a->w + b.w_tile * tile + p->run * quant_run_bytes(a->dtype);
+    for (uint32_t r = 0; r < R; r++) {
+        const uint8_t *run = w + w_tile * r;
+
+        for (uint32_t i = 0; i < n_runs; i++, run += QUANT_INT4_BYTES) {
+            struct wide *v = &to[r][i];
+
+            _mm512_storeu_ps(v->scale[0], int4_scale(run, 0));
+            _mm512_storeu_ps(v->scale[1], int4_scale(run, 1));
+
+            for (size_t k = 0; k < QUANT_RUN / 8; k++) {
+                __m512i both = _mm512_loadu_si512(run + 64 + k * 64);
+
+                _mm512_storeu_si512(v->q[2 * k], _mm512_and_si512(both, low));
+                _mm512_storeu_si512(v->q[2 * k + 1], _mm512_and_si512(
+                                        _mm512_srli_epi16(both, 4), low));
+            }
+        }
+    }
+}
+
+
+/* A block for all rows, in parts of nearly equal size, which ask for as many
+ * lines of each run of the next weights. */
+static void
+run_rows(struct block b, uint32_t n, uint32_t lines, const block_fn *run)
+{
+    uint32_t n_parts = (n + T_MAX - 1) / T_MAX, done = 0;
 
     for (uint32_t i = 1; i <= n_parts; i++) {
-        uint32_t T = p->n_rows * i / n_parts - done;
+        uint32_t T = n * i / n_parts - done;
 
+        b.next_from = b.next_to;
+        b.next_to = lines * i / n_parts * 64;
         run[T](&b);
-        b.x += (size_t) p->n_runs * T;
+        b.x += T;
         b.y += b.y_stride * T;
         done += T;
+    }
+}
+
+
+/* R tiles. */
+static void
+panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
+          uint32_t R)
+{
+    _Alignas(64) struct wide wide[2][BLOCK_RUNS];
+
+    size_t       w_tile = tile_bytes(a->dtype, a->n_in);
+    size_t       w_run = quant_run_bytes(a->dtype);
+    int          many = p->n_rows > T_MAX;
+    enum kind    kind = a->dtype == DTYPE_INT8 ? INT8 : many ? WIDE : INT4;
+    uint32_t     most = many ? BLOCK_RUNS : p->n_runs;
+    struct block b = {
+        .w_tile = w_tile,
+        .next_tile = w_tile,
+        .x_run = p->n_rows,
+        .n_out = a->n_out - tile * TILE,
+        .y = a->y + a->y_stride * p->row + tile * TILE,
+        .y_stride = a->y_stride
+    };
+
+    for (uint32_t at = 0; at < p->n_runs; at += b.n_runs) {
+        const uint8_t *w = a->w + w_tile * tile + (p->run + at) * w_run;
+
+        b.n_runs = p->n_runs - at < most ? p->n_runs - at : most;
+        b.w = w;
+        b.x = p->x + (size_t) at * p->n_rows;
+        b.go_on = a->add || p->run + at != 0;
+
+        if (!many) {
+            b.next = w + AHEAD;
+
+        } else if (at + b.n_runs < p->n_runs) {
+            b.next = w + b.n_runs * w_run;
+
+        } else {
+            b.next = a->w + w_tile * (tile + R) + p->run * w_run;
+        }
+
+        if (kind == WIDE) {
+            widen(wide, w, w_tile, b.n_runs, R);
+            b.w = (const uint8_t *) wide;
+            b.w_tile = sizeof(wide[0]);
+        }
+
+        run_rows(b, p->n_rows, R == 4 ? 0 : (uint32_t) w_run / 64,
+                 blocks[kind][R == 4 ? 0 : R == 2 ? 1 : 2]);
     }
 }
 
@@ -366,17 +514,14 @@ static void
 panel_run_tiles(const struct panel *p, const struct linear *a, uint32_t tile0,
                 uint32_t tile1)
 {
-    int      few = p->n_rows <= 3;
-    uint32_t R = few ? 4 : 2, tile = tile0;
-
-    const block_fn (*of)[T_MAX + 1] = blocks[a->dtype == DTYPE_INT4];
+    uint32_t R = p->n_rows <= T_STREAM ? 4 : 2, tile = tile0;
 
     for ( ; tile + R <= tile1; tile += R) {
-        panel_run(p, a, tile, of[few ? 0 : 1]);
+        panel_run(p, a, tile, R);
     }
 
     for ( ; tile < tile1; tile++) {
-        panel_run(p, a, tile, of[2]);
+        panel_run(p, a, tile, 1);
     }
 }
 

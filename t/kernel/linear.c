@@ -6,7 +6,7 @@
 #include "kernel.h"
 
 #define ROWS_MAX    121         /* one more than a panel of the BF16 kernel */
-#define IN_MAX      1030
+#define IN_MAX      1410        /* more than the runs of a panel, too */
 #define OUT_MAX     130
 
 static const uint32_t n_outs[] = { 1, 15, 16, 17, 47, 64, OUT_MAX };
