@@ -287,10 +287,15 @@ install: all
 	install -D -m 644 $(MODULE) \
 	    $(DESTDIR)$(PREFIX)/lib/nginx/modules/ngx_http_moe_module.so
 	install -d $(DESTDIR)/etc/moe $(DESTDIR)/lib/systemd/system \
-	    $(DESTDIR)$(PREFIX)/share/doc/moe
+	    $(DESTDIR)$(PREFIX)/share/doc/moe $(DESTDIR)$(PREFIX)/share/moe/www
 	install -m 644 conf/systemd/* $(DESTDIR)/lib/systemd/system
-	install -m 644 conf/*.conf conf/directives.md \
+	install -m 644 conf/*.conf conf/directives.md conf/grafana.json \
 	    $(DESTDIR)$(PREFIX)/share/doc/moe
+	install -m 644 conf/demo/www/* $(DESTDIR)$(PREFIX)/share/moe/www
+	sed -i -e 's,/usr/sbin,$(PREFIX)/sbin,' \
+	    -e 's,/usr/share/moe,$(PREFIX)/share/moe,' \
+	    $(DESTDIR)/lib/systemd/system/moe-engine@.service \
+	    $(DESTDIR)$(PREFIX)/share/doc/moe/nginx-production.conf
 
 # Debian packages of what is committed, in $(BUILD)/deb.
 deb: build-deps
