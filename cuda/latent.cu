@@ -1,6 +1,8 @@
 /*
  * latent.cu - a layer's latents and absorbed queries in one kernel, for few
  * tokens: what rmsnorm, rope, kv_put, heads and rope do one after the other.
+ * Of more than CUDA_FEW, heads is a kernel of its own, which holds a weight
+ * for more rows at once.
  *
  *   key    [norm(kv[:n]) | rope(kv[n:])], to its place in the pages
  *   query  [W_UK(h) q(h)[:nope] | rope(q(h)[nope:])]
@@ -165,9 +167,16 @@ cuda_latent(struct cuda *c, const struct cuda_latent *l)
     a.w_head = cuda_weight_bytes(l->q.w);
     a.n_heads = l->q.w->n;
     a.n_tiles = cuda_div_up(l->q.w->n_out, CUDA_TILE);
-    a.n_blocks = cuda_div_up(a.n_heads * a.n_tiles, WARPS);
     a.n_tok = c->n_tok;
     a.batch = c->batch;
+
+    if (c->n_tok <= CUDA_FEW) {
+        a.n_blocks = cuda_div_up(a.n_heads * a.n_tiles, WARPS);
+
+    } else {
+        cuda_heads(&c->b, &l->q);
+    }
+
     cuda_launch(c, a.n_blocks + c->n_tok, CUDA_THREADS,
                 WARPS * sizeof(float), latent_kernel, a);
 }

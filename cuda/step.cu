@@ -572,11 +572,14 @@ put_one(struct cuda *c, const struct op *op)
 
 typedef size_t (*put_fn)(struct cuda *c, const struct op *op, size_t n);
 
-/* For up to CUDA_FEW tokens; up to CUDA_STREAMED; for prompts. */
+/* For up to CUDA_FEW tokens; up to CUDA_STREAMED, with sums in the order of
+ * single calls and in any; up to TOK_MAX; for prompts. */
 static const put_fn few[] = {
     put_latent, put_route, put_norm_linears, put_only_linears, put_mla, put_moe
 };
-static const put_fn some[] = { put_only_linears };
+static const put_fn same[] = { put_only_linears };
+static const put_fn some[] = { put_only_linears, put_latent };
+static const put_fn many[] = { put_latent };
 static const put_fn prompt[] = { put_prompt };
 
 
@@ -584,17 +587,25 @@ static void
 put_all(struct cuda *c)
 {
     struct cuda_step *s = c->step;
-    const put_fn     *fns = some;
-    size_t            n_fns = c->n_tok <= CUDA_STREAMED ? BASE_COUNT(some) : 0;
+    const put_fn     *fns = many;
+    size_t            n_fns = BASE_COUNT(many);
     size_t            n_done;
 
     if (s->mode == LIST) {
         fns = prompt;
         n_fns = BASE_COUNT(prompt);
 
-    } else if (c->n_tok <= CUDA_FEW && !c->deterministic) {
+    } else if (c->deterministic) {
+        fns = same;
+        n_fns = c->n_tok <= CUDA_STREAMED ? BASE_COUNT(same) : 0;
+
+    } else if (c->n_tok <= CUDA_FEW) {
         fns = few;
         n_fns = BASE_COUNT(few);
+
+    } else if (c->n_tok <= CUDA_STREAMED) {
+        fns = some;
+        n_fns = BASE_COUNT(some);
     }
 
     for (size_t i = 0; i < s->n_ops; i += n_done) {
