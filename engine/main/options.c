@@ -75,8 +75,8 @@ static const struct option table[] = {
     { "max-batch-tokens", "N", OPTION_INT, OFF(max_batch_tok), "512", 1, 65536,
       NULL, "tokens of one step; at least --max-seqs" },
     { "step-ms", "MS", OPTION_INT, OFF(step_ms), "100", 1, 60000, NULL,
-      "how long a step may take while streams run: prompts\n"
-      "are read in chunks of that" },
+      "how much longer a step may get for a prompt while\n"
+      "streams run: it is read in chunks of that" },
     { "kv-bytes", "SIZE", OPTION_SIZE, OFF(kv_bytes), "0", 0, INT64_MAX, NULL,
       "memory for the KV cache, as 512m or 8g; 0: room for\n"
       "--max-seqs sequences of 4096 tokens" },

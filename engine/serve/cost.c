@@ -135,23 +135,37 @@ cost_tok_us(const struct cost *c)
 }
 
 
-/* How many tokens a step may have for its price to be believed. */
+/* How many tokens of a prompt may be added for the price to be believed. */
 static double
-believed(const struct cost *c, double us_max)
+believed(const struct cost *c, const struct cost_step *beside, double us_max)
 {
     double most = 0;
 
     if (c->n_learnt == 0) {
-        most = c->row_us > 0 ? us_max / c->row_us : COST_FIRST_TOK;
-
-        return fmin(most, COST_FIRST_TOK);
+        return fmin(c->row_us > 0 ? us_max / c->row_us : COST_FIRST_TOK,
+                    COST_FIRST_TOK);
     }
 
     for (uint32_t i = 0; i < n_kept(c); i++) {
         most = fmax(most, c->last[i].n_tok);
     }
 
-    return fmax(2 * most, COST_FIRST_TOK);
+    return fmax(2 * most - beside->n_tok, COST_FIRST_TOK);
+}
+
+
+/* What a step takes without any prompt.  The prices know long steps, and say
+ * rather too much of a short one: what such a one took the last time counts. */
+static double
+beside_us(const struct cost *c, const struct cost_step *beside)
+{
+    double us = cost_us(c, beside->n_tok, beside->back);
+
+    if (beside->n_tok == 0) {
+        return 0;
+    }
+
+    return c->row_us > 0 ? fmin(us, c->row_us * beside->n_tok) : us;
 }
 
 
@@ -159,8 +173,11 @@ uint32_t
 cost_chunk(const struct cost *c, const struct cost_step *beside, double pos,
            double us_max, uint32_t most)
 {
-    double   n_most = fmax(believed(c, us_max) - beside->n_tok, 1);
-    uint32_t lo = 1, hi = n_most < most ? (uint32_t) n_most : most;
+    double   n_most = fmin(believed(c, beside, us_max), most);
+    uint32_t lo = most < 2 ? most : 2;
+    uint32_t hi = n_most > lo ? (uint32_t) n_most : lo;
+
+    us_max += beside_us(c, beside);
 
     while (lo < hi) {
         uint32_t n = lo + (hi - lo + 1) / 2;

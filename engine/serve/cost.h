@@ -9,6 +9,9 @@
  * is above what a smaller one takes; a much larger one is not believed in, but
  * come near to by doubling.
  *
+ * A prompt is cut by what it adds to a step: streams take the time that they
+ * take, and however long that is, prompts go on beside them.
+ *
  * Pure: the clock's figures come in.  Must not know jobs or models.
  */
 #ifndef MOE_SERVE_COST_H
@@ -42,8 +45,9 @@ double cost_us(const struct cost *c, double n_tok, double back);
 /* Microseconds of a token of a prompt by itself; 0: not known. */
 double cost_tok_us(const struct cost *c);
 
-/* How many tokens of a prompt that goes on at `pos` fit into a step of us_max,
- * beside what is in it already; 1 .. most. */
+/* How many tokens of a prompt that goes on at `pos` make a step longer by
+ * us_max at most, beside what is in it already; 1 .. most.  Where there are
+ * two, never one: a step that reads one teaches nothing about prompts. */
 uint32_t cost_chunk(const struct cost *c, const struct cost_step *beside,
                     double pos, double us_max, uint32_t most);
 

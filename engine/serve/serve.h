@@ -40,7 +40,7 @@ struct serve_options {
     uint32_t    max_queue;
     uint64_t    max_queue_tok;  /* of prompts that wait */
     uint32_t    max_batch_tok;
-    uint64_t    step_us;        /* that a step with streams should take */
+    uint64_t    step_us;        /* that a prompt may add to a step */
     int         prefix_cache;
     uint64_t    drain_us;       /* what runs may still take after SIGTERM */
 };

@@ -9,8 +9,9 @@
 
 #include "serve/serve.h"
 
-/* Prompts are cut so that a step takes --step-ms, streams go on and cancels are
- * heard.  Without streams there is less of a hurry. */
+/* Prompts are cut so that they make a step longer by --step-ms at the most:
+ * streams go on and cancels are heard.  Without streams there is less of a
+ * hurry. */
 #define STEP_IDLE_TIMES     4
 
 /* Of that time it is expected to take so much: every second step takes longer

@@ -49,7 +49,7 @@ noise(double most)
 
 
 /* Reads n tokens of a prompt beside n_streams; the longest step, as a share of
- * what it may take beyond one that reads nothing.  How many steps. */
+ * what it may take: us_max more than it takes them alone.  How many steps. */
 static uint32_t
 prompt(struct cost *c, const struct machine *m, uint32_t n, uint32_t n_streams,
        double us_max, double *worst)
@@ -60,13 +60,15 @@ prompt(struct cost *c, const struct machine *m, uint32_t n, uint32_t n_streams,
         struct cost_step s = { n_streams, n_streams * 200.0, 0 };
         uint32_t k = cost_chunk(c, &s, pos, us_max, 512);
 
-        assert_true(k >= 1 && k <= 512);
+        assert_true(k >= 2 && k <= 512);
         k = k < n - pos ? k : n - pos;
+
+        double alone = n_streams > 0 ? took(m, s.n_tok, s.back) : 0;
+
         s.n_tok += k;
         s.back += k * (pos + k * 0.5);
         s.us = took(m, s.n_tok, s.back);
-        *worst = fmax(*worst, s.us / fmax(us_max, took(m, n_streams + 1.0,
-                                                       s.back)));
+        *worst = fmax(*worst, s.us / (us_max + alone));
         s.us *= noise(0.05);
         cost_learn(c, &s, k > 1);
         pos += k;
@@ -140,6 +142,26 @@ prices_are_those_of_the_steps(void **state)
 }
 
 
+/* Streams alone take longer than a prompt may add to that: it is read, and not
+ * two tokens at a time. */
+static void
+streams_do_not_starve_a_prompt(void **state)
+{
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(machines); i++) {
+        const struct machine *m = &machines[i];
+        struct cost c = { .n_learnt = 0 };
+        double   us_max = took(m, 16, 3200) / 2, worst = 0;
+        uint32_t n_fit = (uint32_t) (us_max / (m->tok + m->experts / 28));
+
+        decode(&c, m, 16);
+        assert_in_range(prompt(&c, m, 10 * n_fit, 16, us_max, &worst), 5, 40);
+        assert_true(worst < 1.25);
+    }
+}
+
+
 /* Once a neighbour takes the machine for a second, or the clock jumps. */
 static void
 a_disturbance_passes(void **state)
@@ -181,7 +203,8 @@ the_first_chunk(void **state)
     cost_learn(&c, &(struct cost_step) { 2, 100, 60000 }, 0);
     assert_int_equal(cost_chunk(&c, &none, 0, 100000, 512), 3);
     cost_learn(&c, &(struct cost_step) { 1, 100, 500000 }, 0);
-    assert_int_equal(cost_chunk(&c, &none, 0, 100000, 512), 1);
+    assert_int_equal(cost_chunk(&c, &none, 0, 100000, 512), 2);
+    assert_int_equal(cost_chunk(&c, &none, 0, 100000, 1), 1);
 }
 
 
@@ -190,6 +213,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_step_takes_too_long),
+        cmocka_unit_test(streams_do_not_starve_a_prompt),
         cmocka_unit_test(prices_are_those_of_the_steps),
         cmocka_unit_test(a_disturbance_passes),
         cmocka_unit_test(the_first_chunk),
