@@ -98,7 +98,7 @@ $moe->wait_ready;
 {
     # A burst, which is over before the engine could tell of it: the worker
     # counts its own.  One runs, two wait.
-    my ($path, $body) = chat('prefill_ms=300 tokens=1');
+    my ($path, $body) = chat('prefill_ms=1000 tokens=1');
     my %n;
     delete $body->{stream};
     my @c = map { $moe->client->request('POST', $path =~ s/v1/few/r, $body) }
@@ -156,6 +156,31 @@ $moe->wait_ready;
     is_deeply \%status, { 200 => 64 }, 'a burst that fits is let in whole';
 }
 $moe->stop_engine;
+
+# Four workers do not know of each other what they send in one step; the engine
+# holds the bound, and who is refused there sees no difference.
+{
+    my $four = Moe->new;
+    $four->mock('--quiet', '--batch', 1, '--queue', 2);
+    $four->nginx(workers => 4);
+    my %pid;
+    $four->until('four workers', sub {
+        my $h = $four->health;
+        $pid{ $h->{worker}{pid} } = 1 if ($h->{status} // '') eq 'ok';
+        keys %pid == 4;
+    });
+    my ($path, $body) = chat('prefill_ms=1000 tokens=1');
+    delete $body->{stream};
+    my @r = map { $_->response } map { $four->client->request('POST', $path,
+                  $body) } 1 .. 40;
+    my @no = grep { $_->{status} != 200 } @r;
+    cmp_ok @r - @no, '>=', 1, 'four workers: some are let in';
+    cmp_ok @r - @no, '<=', 4, 'no more than the engine has room for';
+    is_deeply [grep { $_->{status} != 429 || !$_->{headers}{'retry-after'}
+                      || $_->{json}{error}{code} ne 'engine_overloaded' } @no],
+              [], 'the others see one and the same refusal';
+    $four->stop;
+}
 
 # -- ten times too many ----------------------------------------------------
 

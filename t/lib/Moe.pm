@@ -201,7 +201,8 @@ sub expand {
         "pid $dir/nginx.pid;",
         "error_log $dir/error.log " . ($ENV{MOE_LOG} // 'notice') . ';',
         # What a binary upgrade is to inherit.
-        (map { "env $_;" } sort keys %{ $self->{env} }),
+        (map { "env $_;" } sort keys %{ $self->{env} },
+         $self->{preload} ? 'LD_PRELOAD' : ()),
         "load_module $self->{module};";
     my $http = join "\n", "access_log $dir/access.log;",
         (map { "${_}_temp_path $dir/tmp/$_;" }

@@ -732,5 +732,10 @@ main(int argc, char **argv)
     (report == 'j' ? print_json : report == 'T' ? print_table : print_lines)
         (&l, seconds);
 
+    for (int i = 0; i < N_SAMPLES; i++) {
+        free(l.samples[i].us);
+    }
+    free(l.streams);
+
     return rc != 0 || l.n_failed != 0;
 }

@@ -277,12 +277,16 @@ run_files(void)
         return rc > 0 ? 77 : 100;
     }
 
-    return (open(inside, O_WRONLY | O_CREAT | O_EXCL, 0600) < 0)
-           | (unlink(inside) != 0) << 1
-           | (open(outside, O_WRONLY) >= 0 || errno != EACCES) << 2
-           | (unlink(outside) == 0 || errno != EACCES) << 3
-           | (open(outside, O_RDONLY) < 0) << 4
-           | (t_exec() == 0 || errno != EACCES) << 5;
+    /* One after the other: operands of | have no order. */
+    int bad = open(inside, O_WRONLY | O_CREAT | O_EXCL, 0600) < 0;
+
+    bad |= (unlink(inside) != 0) << 1;
+    bad |= (open(outside, O_WRONLY) >= 0 || errno != EACCES) << 2;
+    bad |= (unlink(outside) == 0 || errno != EACCES) << 3;
+    bad |= (open(outside, O_RDONLY) < 0) << 4;
+    bad |= (t_exec() == 0 || errno != EACCES) << 5;
+
+    return bad;
 }
 
 
