@@ -559,9 +559,12 @@ test_group_fp8(void **)
                         << e % 4 * 8;
         }
 
+        /* It is read until the wait is over. */
+        uint4 rows = make_uint4(a[0], a[1], a[2], a[3]);
+
         __syncthreads();
         hw_group_fence();
-        hw_group_mma8(d, make_uint4(a[0], a[1], a[2], a[3]), b + 2, false);
+        hw_group_mma8(d, rows, b + 2, false);
         hw_group_commit();
         hw_group_wait<0>();
 
