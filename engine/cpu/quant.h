@@ -36,7 +36,8 @@ quant_run_bytes(enum dtype t)
 }
 
 /* The scale of a run of x rounded to 8 bits, given its largest.  The mantissa
- * is of 22 bits, so that 3 * 2^22 times it is a number of FP32, too. */
+ * is of 22 bits, so that 3 * 2^22 times it is a number of FP32, too: up to a
+ * largest of 3.4e33, beyond which products are NaN. */
 static inline float
 quant_x_scale(float largest)
 {
