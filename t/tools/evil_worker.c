@@ -412,7 +412,7 @@ static const struct field {
     FIELD(n_choices, uint32_t, 0), FIELD(n_choices, uint32_t, 9),
     FIELD(n_choices, uint32_t, UINT32_MAX), FIELD(given, uint32_t, 0x80),
     FIELD(given, uint32_t, UINT32_MAX), FIELD(flags, uint32_t, 0x20),
-    FIELD(flags, uint32_t, UINT32_MAX), FIELD(max_tokens, uint32_t, 0),
+    FIELD(flags, uint32_t, UINT32_MAX),
     FIELD(temperature, float, -1), FIELD(temperature, float, 2.5f),
     FIELD(temperature, float, NAN), FIELD(temperature, float, INFINITY),
     FIELD(top_p, float, 0), FIELD(top_p, float, 1.5f),
