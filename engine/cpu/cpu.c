@@ -780,6 +780,21 @@ kernels_choose(const char *name, struct err *e)
 }
 
 
+/* A number for where threads split weights over nodes; 0: there is one. */
+static uint64_t
+layout(const struct place *p)
+{
+    uint64_t number = p->n_nodes > 1;
+
+    for (int k = 1; k < p->n_nodes; k++) {
+        number = number * 4099 + (uint64_t) p->first[k] * 1031
+                 + (uint64_t) p->n;
+    }
+
+    return number;
+}
+
+
 /* "avx512bf16, 64 threads, pinned, 2 nodes" */
 static void
 say_kernels(struct cpu *c)
@@ -787,16 +802,8 @@ say_kernels(struct cpu *c)
     const struct place *p = pool_place(c->pool);
     char                nodes[24] = "";
 
-    c->b.n_threads = p->n;
-
     if (p->n_nodes > 1) {
-        c->b.layout = 1;
         snprintf(nodes, sizeof(nodes), ", %d nodes", p->n_nodes);
-    }
-
-    for (int k = 1; k < p->n_nodes; k++) {
-        c->b.layout = c->b.layout * 4099 + (uint64_t) p->first[k] * 1031
-                      + (uint64_t) p->n;
     }
 
     snprintf(c->b.kernels, sizeof(c->b.kernels), "%s, %d thread%s%s%s",
@@ -832,6 +839,8 @@ cpu_open(const char *name, int n_threads, int pin, struct err *e)
         return NULL;
     }
 
+    c->b.n_threads = pool_place(c->pool)->n;
+    c->b.layout = layout(pool_place(c->pool));
     say_kernels(c);
 
     return &c->b;
