@@ -583,19 +583,30 @@ ngx_http_moe_param_logit_bias(ngx_http_moe_ctx_t *ctx, json_t *v,
 }
 
 
+/* A number, of a parameter that says more by being there. */
+
+static ngx_int_t
+ngx_http_moe_param_count(ngx_http_moe_ctx_t *ctx, json_t *v,
+    const ngx_http_moe_param_t *param)
+{
+    ngx_http_moe_param_t  number;
+
+    number = *param;
+    number.type = NGX_HTTP_MOE_UINT;
+
+    return ngx_http_moe_param_integer(ctx, v, &number);
+}
+
+
 /* Of completions: how many, and thereby that. */
 
 static ngx_int_t
 ngx_http_moe_param_logprobs(ngx_http_moe_ctx_t *ctx, json_t *v,
     const ngx_http_moe_param_t *param)
 {
-    ngx_int_t             rc;
-    ngx_http_moe_param_t  number;
+    ngx_int_t  rc;
 
-    number = *param;
-    number.type = NGX_HTTP_MOE_UINT;
-
-    rc = ngx_http_moe_param_integer(ctx, v, &number);
+    rc = ngx_http_moe_param_count(ctx, v, param);
 
     if (rc == NGX_OK) {
         ctx->params.abi.flags |= ABI_FLAG_LOGPROBS;
@@ -611,13 +622,9 @@ static ngx_int_t
 ngx_http_moe_param_prompt_logprobs(ngx_http_moe_ctx_t *ctx, json_t *v,
     const ngx_http_moe_param_t *param)
 {
-    ngx_int_t             rc;
-    ngx_http_moe_param_t  number;
+    ngx_int_t  rc;
 
-    number = *param;
-    number.type = NGX_HTTP_MOE_UINT;
-
-    rc = ngx_http_moe_param_integer(ctx, v, &number);
+    rc = ngx_http_moe_param_count(ctx, v, param);
 
     if (rc == NGX_OK) {
         ctx->params.prompt_logprobs++;
