@@ -123,7 +123,8 @@ cpu_us(void)
 }
 
 
-/* Three workers that spun for it would take 3,000,000 us. */
+/* Three workers that spun for it would take 3,000,000 us.  On a machine that is
+ * busy one may find no core to park on in time: it has some seconds. */
 static void
 test_idle(void **state)
 {
@@ -136,11 +137,19 @@ test_idle(void **state)
     pool_run(p, look, NULL);
     nanosleep(&while_parking, NULL);
 
-    uint64_t before = cpu_us();
+    uint64_t least = UINT64_MAX;
 
-    nanosleep(&second, NULL);
-    /* Those that had no core to park on in time do it now. */
-    assert_in_range(cpu_us() - before, 0, 20000);
+    for (int i = 0; i < 5 && least > 500; i++) {
+        uint64_t before = cpu_us();
+
+        nanosleep(&second, NULL);
+
+        uint64_t used = cpu_us() - before;
+
+        least = used < least ? used : least;
+    }
+
+    assert_in_range(least, 0, 500);     /* 0.0 % */
     pool_free(p);
 }
 
