@@ -16,6 +16,7 @@
 #include <stdlib.h>
 
 #include "channel.h"
+#include "rng.h"
 
 #define WAIT_MS     60000
 
@@ -408,18 +409,6 @@ struct stream {
     long        n_events;
 };
 
-static uint64_t rng_state;
-
-static long
-rng(long n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (long) ((rng_state >> 33) % (uint64_t) n);
-}
-
 
 static int
 start_stream(struct channel *c, struct stream *s, uint16_t slot, uint64_t gen)
@@ -431,7 +420,7 @@ start_stream(struct channel *c, struct stream *s, uint16_t slot, uint64_t gen)
     request = make_request();
     s->gen = gen;
     s->n_events = 0;
-    s->cancel_at = rng(100) < o.cancel_percent ? rng(20) : -1;
+    s->cancel_at = (long) rng(100) < o.cancel_percent ? (long) rng(20) : -1;
 
     int rc = channel_request(c, slot, gen, request.p, request.n);
 

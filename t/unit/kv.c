@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "rng.h"
+
 #define N_PAGES     24
 #define N_NAMES     40
 #define N_HANDS     12          /* holders, each of up to N_PAGES pages */
@@ -21,18 +23,6 @@ struct account {
     uint32_t    held[N_HANDS][N_PAGES];
     uint64_t    now;
 };
-
-static uint64_t rng_state;
-
-static uint32_t
-rng(uint32_t n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (uint32_t) ((rng_state >> 32) % n);
-}
 
 
 static struct kv_name

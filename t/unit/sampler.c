@@ -7,25 +7,14 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "rng.h"
+
 #define N_VOCAB     500
 
 
 static const struct sampler_params plain = {
     .temperature = 1, .top_p = 1, .repetition = 1
 };
-
-
-static uint64_t rng_state = 88172645463325252ULL;
-
-static uint32_t
-rng(uint32_t n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (uint32_t) ((rng_state >> 32) % n);
-}
 
 
 static void

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "kv.h"
+#include "rng.h"
 
 #define JOBS_MAX    16
 #define PAGES_MAX   64          /* of one sequence */
@@ -35,19 +36,6 @@ struct sim {
     uint32_t            n_hits;
     uint32_t            n_preempted;
 };
-
-
-static uint64_t rng_state;
-
-static uint32_t
-rng(uint32_t n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (uint32_t) ((rng_state >> 32) % n);
-}
 
 
 /* A page is the same if all its tokens are what everybody's prompt begins with,

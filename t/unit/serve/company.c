@@ -23,6 +23,7 @@ static int record_token(struct serve_output *o, uint32_t token,
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "rng.h"
 #include "unit/serve/letters.h"
 
 #define N_REQUESTS  64
@@ -63,19 +64,6 @@ record_token(struct serve_output *o, uint32_t token,
     memcpy(t->logprobs[t->n++], logprobs, n * sizeof(*logprobs));
 
     return serve_output_token(o, token, logprobs, n);
-}
-
-
-static uint64_t rng_state = 7;
-
-static uint32_t
-rng(uint32_t n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (uint32_t) ((rng_state >> 32) % n);
 }
 
 
@@ -358,6 +346,7 @@ main(void)
         cmocka_unit_test(in_company),
     };
 
+    rng_state = 7;
     make_requests();
     log_max = LOG_LEVEL_ERROR;
     cmocka_set_message_output(CM_OUTPUT_TAP);

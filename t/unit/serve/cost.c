@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "rng.h"
+
 
 struct machine {
     double      base;           /* us of the weights that every step reads */
@@ -35,16 +37,10 @@ took(const struct machine *m, double n_tok, double back)
 }
 
 
-static uint64_t rng_state = 7;
-
 static double
 noise(double most)
 {
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return 1 + most * (double) (rng_state >> 40) / (1 << 24);
+    return 1 + most * (double) (rng_next() >> 40) / (1 << 24);
 }
 
 
@@ -219,6 +215,7 @@ main(void)
         cmocka_unit_test(the_first_chunk),
     };
 
+    rng_state = 7;
     cmocka_set_message_output(CM_OUTPUT_TAP);
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,6 +14,8 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "rng.h"
+
 #define N_EVENTS    1024
 #define HAN         "\xe6\xbc\xa2"
 
@@ -54,18 +56,6 @@ struct stream {
 
 static struct tokenizer *tokenizer;
 static struct stream     one, two;
-static uint64_t          rng_state;
-
-
-static uint32_t
-rng(uint32_t n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (uint32_t) ((rng_state >> 32) % n);
-}
 
 
 static int

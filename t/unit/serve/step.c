@@ -484,6 +484,7 @@ main(void)
         cmocka_unit_test(nonsense_ends_its_request_alone),
     };
 
+    rng_state = 99;
     log_max = LOG_LEVEL_ERROR;
     cmocka_set_message_output(CM_OUTPUT_TAP);
 

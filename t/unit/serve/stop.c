@@ -7,18 +7,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-
-static uint64_t rng_state = 4242;
-
-static uint32_t
-rng(uint32_t n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (uint32_t) ((rng_state >> 32) % n);
-}
+#include "rng.h"
 
 
 /* Where the text is cut: before the stop string that ends first, and of those
@@ -165,6 +154,7 @@ main(void)
         cmocka_unit_test(false_start_is_shown),
     };
 
+    rng_state = 4242;
     cmocka_set_message_output(CM_OUTPUT_TAP);
 
     return cmocka_run_group_tests(tests, NULL, NULL);

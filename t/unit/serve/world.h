@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "rng.h"
 #include "unit/serve/letters.h"
 
 #define N_VOCAB     1000
@@ -206,18 +207,6 @@ struct world {
     struct ring_view   view;
     struct ring_rx     rx;
 };
-
-static uint64_t rng_state = 99;
-
-static uint32_t
-rng(uint32_t n)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-
-    return (uint32_t) ((rng_state >> 32) % n);
-}
 
 
 static void
