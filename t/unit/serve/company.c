@@ -19,12 +19,11 @@ static int record_token(struct serve_output *o, uint32_t token,
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <time.h>
-#include <unistd.h>
 #include <cmocka.h>
 
 #include "rng.h"
 #include "unit/serve/letters.h"
+#include "unit/serve/worker.h"
 
 #define N_REQUESTS  64
 #define N_PROMPT    260
@@ -97,14 +96,6 @@ static struct serve_model  served = {
 };
 static struct serve_options options = { .max_queue = 64 };
 
-struct world {
-    struct serve    s;
-    struct channel *c;
-    struct ring_memory memory;  /* the worker's */
-    struct ring_view   view;
-    struct ring_rx     rx;
-};
-
 
 static struct model *
 model_of(int n_threads)
@@ -129,51 +120,12 @@ model_of(int n_threads)
 static void
 world_begin(struct world *w, uint32_t n_pages)
 {
-    char     text[RING_TEXT];
-    uint64_t n = ring_event_bytes(N_REQUESTS, ABI_WINDOW_MIN);
-
-    memset(w, 0, sizeof(*w));
-    w->s.o = &options;
-    w->s.model = &served;
-    assert_int_equal(serve_step_begin(&w->s, NULL), 0);
-    assert_int_equal(serve_prep_start(&w->s.prep, &served, NULL), 0);
+    world_open(w, &options, &served, N_REQUESTS);
 
     /* Fewer pages than the model has: somebody has to give way. */
     kv_free(w->s.kv);
     w->s.kv = kv_create(n_pages, options.prefix_cache);
     w->s.limits.n_pages = n_pages;
-
-    w->c = calloc(1, sizeof(*w->c));
-    w->c->sock = w->c->bell = -1;
-    w->c->slots = calloc(N_REQUESTS, sizeof(*w->c->slots));
-    w->c->n_slots = N_REQUESTS;
-    w->c->window_cells = ABI_WINDOW_MIN;
-    w->s.channels = w->c;
-    w->s.n_channels = 1;
-
-    assert_int_equal(ring_memory_create(&w->memory, 65536, 1, text), 0);
-    assert_int_equal(ring_memory_create(&w->c->memory, n, 2, text), 0);
-    assert_int_equal(ring_view_open(&w->view, w->c->memory.fd, n, 2, text), 0);
-    assert_int_equal(ring_view_open(&w->c->view, w->memory.fd, 65536, 1, text),
-                     0);
-    ring_tx_init(&w->c->tx, &w->c->memory, &w->c->view);
-    ring_rx_init(&w->c->rx, &w->c->memory, &w->c->view, ABI_FRAME_MAX);
-    ring_rx_init(&w->rx, &w->memory, &w->view, ABI_EVENT_MAX);
-}
-
-
-static void
-world_end(struct world *w)
-{
-    assert_int_equal(kv_pages_free(w->s.kv), kv_pages(w->s.kv));
-    assert_int_equal(w->s.n_jobs + w->s.n_preparing, 0);
-
-    serve_prep_stop(&w->s.prep);
-    close(w->s.prep.event);
-    serve_channel_free(&w->s, w->c);
-    serve_step_end(&w->s);
-    ring_view_close(&w->view);
-    ring_memory_close(&w->memory);
 }
 
 
@@ -197,22 +149,8 @@ ask(struct world *w, uint16_t slot)
     memset(q->said, 0, sizeof(q->said));
     q->over = 0;
 
-    struct job *j = serve_job_begin(&w->s, w->c, slot, 1);
-
-    w->c->slots[slot].gen = 1;
-    w->c->slots[slot].job = j;
-    serve_job_fragment(&w->s, j, bytes, r.n_bytes, 0);
-
-    while (w->s.n_preparing > 0) {
-        struct serve_prep_item *item = serve_prep_take(&w->s.prep);
-
-        if (item == NULL) {
-            nanosleep(&(struct timespec) { 0, 100000 }, NULL);
-            continue;
-        }
-
-        serve_job_prepared(&w->s, (struct job *) (void *) item);
-    }
+    (void) world_ask(w, slot, 1, bytes, r.n_bytes);
+    prepare_all(w);
 }
 
 

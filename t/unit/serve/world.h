@@ -10,11 +10,10 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "rng.h"
 #include "unit/serve/letters.h"
+#include "unit/serve/worker.h"
 
 #define N_VOCAB     1000
 #define N_CTX       400
@@ -200,61 +199,11 @@ static struct serve_options fake_options = {
     .max_queue_tok = 64 * N_CTX, .prefix_cache = 1
 };
 
-struct world {
-    struct serve    s;
-    struct channel *c;
-    struct ring_memory memory;  /* the worker's */
-    struct ring_view   view;
-    struct ring_rx     rx;
-};
-
 
 static void
 world_begin(struct world *w)
 {
-    char     text[RING_TEXT];
-    uint64_t n = ring_event_bytes(N_SLOTS, ABI_WINDOW_MIN);
-
-    memset(w, 0, sizeof(*w));
-    w->s.o = &fake_options;
-    w->s.model = &fake_model;
-    assert_int_equal(serve_step_begin(&w->s, NULL), 0);
-    assert_int_equal(serve_prep_start(&w->s.prep, &fake_model, NULL), 0);
-
-    w->c = calloc(1, sizeof(*w->c));
-    w->c->sock = w->c->bell = -1;
-    w->c->slots = calloc(N_SLOTS, sizeof(*w->c->slots));
-    w->c->n_slots = N_SLOTS;
-    w->c->window_cells = ABI_WINDOW_MIN;
-    w->s.channels = w->c;
-    w->s.n_channels = 1;
-
-    assert_int_equal(ring_memory_create(&w->memory, 65536, 1, text), 0);
-    assert_int_equal(ring_memory_create(&w->c->memory, n, 2, text), 0);
-    assert_int_equal(ring_view_open(&w->view, w->c->memory.fd, n, 2, text), 0);
-    assert_int_equal(ring_view_open(&w->c->view, w->memory.fd, 65536, 1, text),
-                     0);
-    ring_tx_init(&w->c->tx, &w->c->memory, &w->c->view);
-    ring_rx_init(&w->c->rx, &w->c->memory, &w->c->view, ABI_FRAME_MAX);
-    ring_rx_init(&w->rx, &w->memory, &w->view, ABI_EVENT_MAX);
-}
-
-
-static void
-world_end(struct world *w)
-{
-    assert_int_equal(w->c->dead, 0);
-    assert_int_equal(kv_pages_free(w->s.kv), N_PAGES);
-    assert_int_equal(w->s.n_running + w->s.n_waiting + w->s.n_preparing, 0);
-    assert_int_equal(w->c->n_in_bytes, 0);
-
-    serve_prep_stop(&w->s.prep);
-    close(w->s.prep.event);
-    w->s.channels = NULL;
-    serve_channel_free(&w->s, w->c);
-    serve_step_end(&w->s);
-    ring_view_close(&w->view);
-    ring_memory_close(&w->memory);
+    world_open(w, &fake_options, &fake_model, N_SLOTS);
 }
 
 
@@ -323,29 +272,7 @@ ask(struct world *w, uint16_t slot, uint64_t gen)
 
     memcpy(bytes, &r, sizeof(r));
 
-    struct job *j = serve_job_begin(&w->s, w->c, slot, gen);
-
-    w->c->slots[slot].gen = gen;
-    w->c->slots[slot].job = j;
-    serve_job_fragment(&w->s, j, bytes, r.n_bytes, 0);
-
-    return j;
-}
-
-
-static void
-prepare_all(struct world *w)
-{
-    while (w->s.n_preparing > 0) {
-        struct serve_prep_item *item = serve_prep_take(&w->s.prep);
-
-        if (item == NULL) {
-            nanosleep(&(struct timespec) { 0, 100000 }, NULL);
-            continue;
-        }
-
-        serve_job_prepared(&w->s, (struct job *) (void *) item);
-    }
+    return world_ask(w, slot, gen, bytes, r.n_bytes);
 }
 
 
