@@ -1,24 +1,22 @@
 #!/usr/bin/env perl
 # The model's speed beside another engine's: PEER is llama.cpp's llama-bench.
-# Both have the same random weights, which t/tools/gguf writes for the peer, the
-# same number of threads, and run in turn, since the speed of a machine that
-# others use changes within minutes.  A figure is the median of ROUNDS (5); the
-# ratio that of the medians.
+# Both have the same random weights (t/lib/Moe/Peer.pm), the same number of
+# threads, and run in turn.  A figure is the median of ROUNDS (5); the ratio that
+# of the medians.
 #
 # SHAPE, QUANT and MEASURE, words apart, say which to run: all of it takes an
-# hour.  The peer's files stay in $BUILD/peer.
+# hour.
 use strict;
 use warnings;
 use Cwd qw(abs_path);
 use File::Basename;
-use File::Path qw(make_path);
 use IPC::Open2;
 use JSON::PP;
+use Moe::Peer;
 
 my $top = abs_path(dirname(abs_path(__FILE__)) . '/../..');
 my $build = abs_path($ENV{BUILD} // die "BUILD is not set: call `make bench`\n");
 my $peer = $ENV{PEER};
-my $rounds = $ENV{ROUNDS} || 5;
 chomp(my $threads = $ENV{THREADS} || `nproc`);
 
 if (!$peer) {
@@ -50,23 +48,6 @@ sub asked {
     return grep { !%only || $only{ $_->[0] } } @list;
 }
 
-sub median {
-    my @sorted = sort { $a <=> $b } @_;
-    return ($sorted[@sorted / 2] + $sorted[(@sorted - 1) / 2]) / 2;
-}
-
-sub gguf {
-    my ($dir, $type) = @_;
-    my $file = "$build/peer/$dir-$type.gguf";
-    make_path("$build/peer");
-    if (!-e $file) {
-        system("$build/t/tools/gguf", "$top/t/data/configs/$dir",
-               "$file.new", $type, 1) == 0
-            && rename("$file.new", $file) or die "$file: not made\n";
-    }
-    return $file;
-}
-
 sub peer_speed {
     my ($file, $args) = @_;
     my $out = `'$peer' -m '$file' -t $threads -r 1 -fa auto -o jsonl $args`;
@@ -78,14 +59,14 @@ sub peer_speed {
 sub compare {
     my ($shape, $dir, $quant, $type) = @_;
     my @run = asked(MEASURE => @measures);
-    my $file = gguf($dir, $type);
+    my $file = Moe::Peer::gguf($dir, $type);
     my %got;
 
     local @ENV{qw(SHAPE QUANT THREADS ASK)} = ($shape, $quant, $threads, 1);
     chdir $top or die "$top: $!\n";
     my $pid = open2(my $from, my $to, "$build/t/bench/model");
 
-    for (1 .. $rounds) {
+    for (1 .. Moe::Peer::rounds()) {
         for (@run) {
             my ($name, $args) = @$_;
             print $to "$name\n";
@@ -101,8 +82,8 @@ sub compare {
     waitpid $pid, 0;
 
     for my $name (map { $_->[0] } @run) {
-        my ($ours, $theirs) = map { median(@{ $got{$name}{$_} }) }
-            qw(ours peer);
+        my ($ours, $theirs) =
+            map { Moe::Peer::median(@{ $got{$name}{$_} }) } qw(ours peer);
         my $line = "bench $shape.$quant.$name";
         printf "$line %.5g tok/s\n$line.peer %.5g tok/s\n"
             . "$line.ratio %.3g of_peer\n", $ours, $theirs, $ours / $theirs;

@@ -6,32 +6,36 @@
 #                 (64; the demo, whose 64 take 30 ms, 1,024) out
 #   ttft_2k...    first token behind 2,048 tokens that are new, or were read
 #   gap_4k...     longest wait of a running stream while 4,000 tokens arrive,
-#                 and what it may be: two decode steps and one chunk of a prompt
+#                 the median and the longest of ROUNDS (5), and what it may be:
+#                 two decode steps and one chunk of a prompt
 #   flood...      ten times as many requests as can be answered: what comes out,
 #                 beside what does where nobody is refused, and how long a
 #                 refusal takes
+#   peer...       streams_N beside llama.cpp's llama-server: the same weights,
+#                 threads, streams and load client; both servers run, and take
+#                 turns; the median of ROUNDS (5), and the ratio of these.
+#                 PEER is a llama-bench, as for peer.pl, with llama-server
+#                 beside it.  How that is run is said.
 #
-# SHAPE=NAME runs one model alone, ONLY=streams, prefix, gap or flood a part of
-# that; LONG=1 floods for two minutes, not for ten seconds.  PEER=PORT measures
-# streams_N of another server instead, with its own /v1/completions.
+# SHAPE=NAME runs one model alone, ONLY=streams, prefix, gap, flood or peer a
+# part of that, COUNTS="1 16" these numbers of streams, TOKENS so many of each;
+# LONG=1 floods for two minutes, not for ten seconds.
 use strict;
 use warnings;
 use File::Basename;
+use HTTP::Tiny;
 use JSON::PP;
-use List::Util qw(sum);
+use List::Util qw(max sum);
 use Test::More ();
 use Moe;
+use Moe::Peer;
 
 my $chunk_ms = 100;             # the default of --step-ms
 my $flood_s = $ENV{LONG} ? 120 : 10;
+my $n_new = 0;
 
 my $like = '"stream":true,"stream_options":{"include_usage":true},'
          . '"temperature":0,"ignore_eos":true';
-
-if ($ENV{PEER}) {
-    streams('peer', $ENV{PEER}, 1, 4, 16);
-    exit 0;
-}
 
 my %shapes = (
     demo => sub { Moe::model() },
@@ -47,8 +51,8 @@ for my $shape (sort keys %shapes) {
     $moe->nginx(engine => 'streams 4096;');
     $moe->wait_ready;
 
-    for my $part ([streams => sub { streams($_[0], $moe->port, 1, 4, 16, 64) }],
-                  [prefix => \&prefix], [gap => \&gap], [flood => \&flood]) {
+    for my $part ([streams => \&streams], [prefix => \&prefix], [gap => \&gap],
+                  [flood => \&flood], [peer => \&peer]) {
         my ($name, $sub) = @$part;
         $sub->($shape, $moe) if ($ENV{ONLY} // $name) eq $name;
     }
@@ -77,8 +81,11 @@ sub random_model {
 sub body {
     my ($n_tok, @ids) = @_;
     return "{$like,\"max_tokens\":$n_tok,\"prompt\":["
-         . join(',', map { "{{$_}}" } @ids) . ']}';
+         . join(',', map { /^\d+$/ ? $_ : "{{$_}}" } @ids) . ']}';
 }
+
+# An id to begin a prompt with, so that nobody has the rest in a cache.
+sub new_id { return 300 + $n_new++ % 200 }
 
 # A load client; returns what it reads from.
 sub start {
@@ -99,14 +106,73 @@ sub result {
 
 sub load { return result(start(@_)) }
 
-sub streams {
-    my ($shape, $port, @counts) = @_;
+sub counts { return split ' ', $ENV{COUNTS} // "@_" }
+
+# N streams at once; what the client says of them.
+sub together {
+    my ($shape, $port, $n) = @_;
     my $tokens = $ENV{TOKENS} || ($shape eq 'demo' ? 1024 : 64);
-    load($port, 1, 1, body(8, 'ids 16'));       # pages of weights are there
-    for my $n (@counts) {
-        my $r = load($port, $n, $n, body($tokens, 'ids 16'));
+    return load($port, $n, $n, body($tokens, new_id(), 'ids 15'));
+}
+
+# Pages of weights are there.
+sub warm { load($_[0], 1, 1, body(8, 'ids 16')) }
+
+sub streams {
+    my ($shape, $moe) = @_;
+    warm($moe->port);
+    for my $n (counts(1, 4, 16, 64)) {
+        my $r = together($shape, $moe->port, $n);
         bench($shape, "streams_$n", $r->{goodput}, 'tok/s');
         bench($shape, "streams_$n.gap_p99", $r->{gap_us}{p99} / 1000, 'ms');
+    }
+}
+
+# llama-server with the weights of this shape, when it answers.
+sub start_peer {
+    my ($moe) = @_;
+    chomp(my $threads = $ENV{THREADS} || `nproc`);
+    my @cmd = (dirname($ENV{PEER}) . '/llama-server',
+               '-m', Moe::Peer::gguf('openseek-small', 'bf16'), '-t', $threads,
+               '-tb', $threads, qw(-np 16 -c 8192 --no-webui --host 127.0.0.1
+               --port), $moe->port('peer'));
+    print "# peer: @cmd\n";
+    my $pid = $moe->spawn('peer.log', @cmd);
+    my $health = 'http://127.0.0.1:' . $moe->port('peer') . '/health';
+    $moe->until('llama-server', sub {
+        die "llama-server ended:\n", Moe::slurp("$moe->{dir}/peer.log")
+            if defined $moe->ended($pid);
+        return HTTP::Tiny->new->get($health)->{success};
+    }, 120);
+    return $pid;
+}
+
+sub peer {
+    my ($shape, $moe) = @_;
+    return if $shape ne 'openseek_small';
+    if (!$ENV{PEER} || !-x dirname($ENV{PEER}) . '/llama-server') {
+        print "# SKIP: PEER=path/to/llama-bench, with llama-server beside it, "
+            . "compares streams with llama.cpp\n";
+        return;
+    }
+    my $pid = start_peer($moe);
+    my @servers = ([ours => $moe->port], [peer => $moe->port('peer')]);
+    my (%got, %median);
+    warm($_->[1]) for @servers;
+    for (1 .. Moe::Peer::rounds()) {
+        for my $n (counts(1, 4, 16)) {
+            push @{ $got{$n}{ $_->[0] } },
+                together($shape, $_->[1], $n)->{goodput} for @servers;
+        }
+    }
+    kill 'TERM', $pid;
+    $moe->await_exit('llama-server', $pid);
+    for my $n (counts(1, 4, 16)) {
+        $median{$_} = Moe::Peer::median(@{ $got{$n}{$_} }) for qw(ours peer);
+        bench($shape, "peer.streams_$n", $median{ours}, 'tok/s');
+        bench($shape, "peer.streams_$n.peer", $median{peer}, 'tok/s');
+        bench($shape, "peer.streams_$n.ratio", $median{ours} / $median{peer},
+              'of_peer');
     }
 }
 
@@ -120,17 +186,25 @@ sub prefix {
     bench($shape, 'ttft_2k.ratio', $cold / $warm, 'times');
 }
 
-# One stream runs, and half a second later the long prompt comes.
-sub gap {
+# One stream runs, and half a second later the long prompt comes.  A token that
+# ends within a character makes no event of its own, but with logprobs.
+sub longest {
     my ($shape, $moe) = @_;
     my $n_tok = $shape eq 'demo' ? 6000 : 300;
     my $prompt = $shape eq 'demo' ? 1800 : 4000;
-    my $alone = load($moe->port, 1, 1, body(64, 'ids 16'))->{gap_us};
-    my $running = start($moe->port, 1, 1, body($n_tok, 'ids 16'));
+    my $body = body($n_tok, 'ids 16') =~ s/^\{/{"logprobs":0,/r;
+    my $running = start($moe->port, 1, 1, $body);
     select undef, undef, undef, 0.5;
-    load($moe->port, 1, 1, body(1, "ids $prompt"));
-    my $gap = result($running)->{gap_us};
-    bench($shape, 'gap_4k', $gap->{max} / 1000, 'ms');
+    load($moe->port, 1, 1, body(1, new_id(), "ids $prompt"));
+    return result($running)->{gap_us}{max} / 1000;
+}
+
+sub gap {
+    my ($shape, $moe) = @_;
+    my $alone = load($moe->port, 1, 1, body(64, 'ids 16'))->{gap_us};
+    my @gaps = map { longest($shape, $moe) } 1 .. Moe::Peer::rounds();
+    bench($shape, 'gap_4k', Moe::Peer::median(@gaps), 'ms');
+    bench($shape, 'gap_4k.max', max(@gaps), 'ms');
     bench($shape, 'gap_4k.bound', 2 * $alone->{p50} / 1000 + $chunk_ms, 'ms');
 }
 
