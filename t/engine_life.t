@@ -64,7 +64,10 @@ open my $f, '>', $e->{socket} or die;
 close $f;
 like run_engine($bin, @model, '--socket', $e->{socket}),
      qr/^1 .*exists and is not a socket/s, 'a file in the way is not touched';
+like run_engine($bin, @model, '--replace', '--socket', $e->{socket}),
+     qr/^1 .*exists and is not a socket/s, 'nor is it replaced';
 ok -f $e->{socket}, 'it is still there';
+is "@{[glob qq($e->{socket}.*)]}", '', 'and nothing beside it';
 unlink $e->{socket};
 
 IO::Socket::UNIX->new(Type => SOCK_SEQPACKET, Local => $e->{socket},

@@ -44,6 +44,7 @@ struct parent {
     int         delay_ms;       /* before the next child */
     int         was_ready;      /* some child once was */
     int         n_stops;        /* SIGTERM and SIGINT so far */
+    int         failed;         /* it stops because something did not work */
 };
 
 
@@ -158,6 +159,7 @@ take_ready(struct parent *p)
 
         if (main_socket_take(&p->socket, p->o, &e) != 0) {
             log_line(LOG_LEVEL_ERROR, "%s", e.text);
+            p->failed = 1;
             take_stop(p);
         }
     }
@@ -177,7 +179,7 @@ take_death(struct parent *p, int status)
     forget_ready(p);
 
     if (p->n_stops > 0) {
-        return 0;
+        return p->failed ? -1 : 0;
     }
 
     if (code >= 0) {
