@@ -185,7 +185,7 @@ step(struct world *w)
 static void
 alone(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -227,7 +227,7 @@ in_company(void **state)
     (void) state;
 
     for (size_t i = 0; i < BASE_COUNT(engines); i++) {
-        struct world w;
+        static struct world w;
         uint16_t     order[N_REQUESTS];
         uint32_t     n_asked = 0, n_over = 0;
 

@@ -76,7 +76,7 @@ ask_again(struct world *w, uint16_t slot, uint64_t gen)
 static void
 answers_are_those_of_each_alone(void **state)
 {
-    struct world w;
+    static struct world w;
     int          nan[N_SLOTS] = { 0 };
     uint64_t     gen = 0;
     uint32_t     ends[3] = { 0 }, n_open = 0, n_nan = 0, n_again = 0;
@@ -149,7 +149,7 @@ answers_are_those_of_each_alone(void **state)
 static void
 nonsense_ends_its_request_alone(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -249,7 +249,7 @@ second_turn(struct world *w, char salt)
 static void
 a_turn_reads_what_is_new(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -279,7 +279,7 @@ a_turn_reads_what_is_new(void **state)
 static void
 choices_compute_a_prompt_once(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -302,7 +302,7 @@ choices_compute_a_prompt_once(void **state)
 static void
 the_last_token_is_computed(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -327,7 +327,7 @@ the_last_token_is_computed(void **state)
 static void
 deadlines(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -361,7 +361,7 @@ deadlines(void **state)
 static void
 priorities(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -399,7 +399,7 @@ priorities(void **state)
 static void
 stalled_ones_give_way(void **state)
 {
-    struct world w;
+    static struct world w;
 
     (void) state;
 
@@ -440,7 +440,7 @@ stalled_ones_give_way(void **state)
 static void
 the_queue_counts_tokens(void **state)
 {
-    struct world w;
+    static struct world w;
     uint32_t     n_busy = 0;
 
     (void) state;

@@ -1,6 +1,9 @@
 /*
  * worker.h - an engine and its one worker in one process, with real rings
  * between them.  The model is the test's.
+ *
+ * A test has a static world of its own: where it fails, the thread that makes
+ * prompts still waits in it, and would take what is meant for the next one's.
  */
 #ifndef MOE_T_WORKER_H
 #define MOE_T_WORKER_H
