@@ -25,17 +25,29 @@
 #define NGX_HTTP_MOE_FORGET   256
 
 
+/* What a key has left; INT64_MAX: there is no such budget. */
+
+typedef struct {
+    int64_t                    bucket;
+    int64_t                    quota;
+} ngx_http_moe_limit_left_t;
+
+
+#define ngx_http_moe_limit_least(l)  ngx_min((l)->bucket, (l)->quota)
+
+
 static ngx_int_t ngx_http_moe_limit_charge(ngx_http_moe_ctx_t *ctx,
-    ngx_uint_t i, int64_t cost, ngx_uint_t strict, int64_t *left);
+    ngx_uint_t i, int64_t cost, ngx_uint_t strict,
+    ngx_http_moe_limit_left_t *left);
 static ngx_http_moe_limit_node_t *ngx_http_moe_limit_node(
     ngx_http_moe_limit_zone_t *lz, ngx_str_t *key, ngx_http_moe_limit_t *limit);
 static void ngx_http_moe_limit_refresh(ngx_http_moe_limit_node_t *ln,
     ngx_http_moe_limit_t *limit);
 static ngx_uint_t ngx_http_moe_limit_window(ngx_uint_t period, time_t *reset);
 static ngx_int_t ngx_http_moe_limit_refuse(ngx_http_moe_ctx_t *ctx,
-    ngx_uint_t i, int64_t left, int64_t wanted);
+    ngx_uint_t i, const ngx_http_moe_limit_left_t *left, int64_t wanted);
 static ngx_uint_t ngx_http_moe_limit_wait(ngx_http_moe_limit_t *limit,
-    int64_t left, int64_t wanted);
+    const ngx_http_moe_limit_left_t *left, int64_t wanted);
 static void ngx_http_moe_limit_insert(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
 
@@ -45,12 +57,12 @@ static void ngx_http_moe_limit_insert(ngx_rbtree_node_t *temp,
 ngx_int_t
 ngx_http_moe_limit_begin(ngx_http_moe_ctx_t *ctx)
 {
-    int64_t                     left;
     ngx_str_t                  *key;
     ngx_uint_t                  i;
     ngx_http_request_t         *r;
     ngx_http_moe_limit_t       *limit;
     ngx_http_moe_loc_conf_t    *mlcf;
+    ngx_http_moe_limit_left_t   left;
     ngx_http_moe_limit_zone_t  *lz;
 
     r = ctx->request;
@@ -91,7 +103,7 @@ ngx_http_moe_limit_begin(ngx_http_moe_ctx_t *ctx)
         /* At least one token more. */
 
         if (ngx_http_moe_limit_charge(ctx, i, 0, 1, &left) != NGX_OK) {
-            return ngx_http_moe_limit_refuse(ctx, i, left, 1000);
+            return ngx_http_moe_limit_refuse(ctx, i, &left, 1000);
         }
     }
 
@@ -116,9 +128,10 @@ ngx_http_moe_limit_cost(ngx_http_moe_ctx_t *ctx, ngx_http_moe_limit_t *limit)
 ngx_int_t
 ngx_http_moe_limit_prompt(ngx_http_moe_ctx_t *ctx)
 {
-    int64_t                cost, left;
-    ngx_uint_t             i;
-    ngx_http_moe_limit_t  *limit;
+    int64_t                     cost;
+    ngx_uint_t                  i;
+    ngx_http_moe_limit_t       *limit;
+    ngx_http_moe_limit_left_t   left;
 
     if (ctx->limits == NULL) {
         return NGX_OK;
@@ -126,7 +139,6 @@ ngx_http_moe_limit_prompt(ngx_http_moe_ctx_t *ctx)
 
     limit = ctx->limits->elts;
     cost = 0;
-    left = 0;
 
     for (i = 0; i < ctx->limits->nelts; i++) {
         cost = ngx_http_moe_limit_cost(ctx, &limit[i]);
@@ -137,7 +149,7 @@ ngx_http_moe_limit_prompt(ngx_http_moe_ctx_t *ctx)
     }
 
     if (i < ctx->limits->nelts) {
-        (void) ngx_http_moe_limit_refuse(ctx, i, left, cost);
+        (void) ngx_http_moe_limit_refuse(ctx, i, &left, cost);
 
         /* Those before it have been charged for nothing. */
 
@@ -158,10 +170,10 @@ ngx_http_moe_limit_prompt(ngx_http_moe_ctx_t *ctx)
 ngx_int_t
 ngx_http_moe_limit_tokens(ngx_http_moe_ctx_t *ctx, ngx_uint_t n)
 {
-    int64_t                left;
-    ngx_int_t              rc;
-    ngx_uint_t             i;
-    ngx_http_moe_limit_t  *limit;
+    ngx_int_t                   rc;
+    ngx_uint_t                  i;
+    ngx_http_moe_limit_t       *limit;
+    ngx_http_moe_limit_left_t   left;
 
     if (ctx->limits == NULL || n == 0) {
         return NGX_OK;
@@ -189,8 +201,9 @@ ngx_http_moe_limit_tokens(ngx_http_moe_ctx_t *ctx, ngx_uint_t n)
 
 static ngx_int_t
 ngx_http_moe_limit_charge(ngx_http_moe_ctx_t *ctx, ngx_uint_t i, int64_t cost,
-    ngx_uint_t strict, int64_t *left)
+    ngx_uint_t strict, ngx_http_moe_limit_left_t *left)
 {
+    int64_t                     least;
     ngx_int_t                   rc;
     ngx_http_moe_limit_t       *limit;
     ngx_http_moe_limit_node_t  *ln;
@@ -198,7 +211,8 @@ ngx_http_moe_limit_charge(ngx_http_moe_ctx_t *ctx, ngx_uint_t i, int64_t cost,
 
     limit = (ngx_http_moe_limit_t *) ctx->limits->elts + i;
     lz = limit->zone->data;
-    *left = 0;
+    left->bucket = INT64_MAX;
+    left->quota = INT64_MAX;
 
     if (ctx->keys[i].len == 0) {
         return NGX_OK;
@@ -218,13 +232,17 @@ ngx_http_moe_limit_charge(ngx_http_moe_ctx_t *ctx, ngx_uint_t i, int64_t cost,
         return NGX_OK;
     }
 
-    *left = limit->rate ? ln->left : INT64_MAX;
-
-    if (limit->quota) {
-        *left = ngx_min(*left, limit->quota - ln->used);
+    if (limit->rate) {
+        left->bucket = ln->left;
     }
 
-    if (strict && (*left < cost || *left < 1000) && !limit->dry_run) {
+    if (limit->quota) {
+        left->quota = limit->quota - ln->used;
+    }
+
+    least = ngx_http_moe_limit_least(left);
+
+    if (strict && (least < cost || least < 1000) && !limit->dry_run) {
         rc = NGX_BUSY;
 
     } else {
@@ -236,14 +254,14 @@ ngx_http_moe_limit_charge(ngx_http_moe_ctx_t *ctx, ngx_uint_t i, int64_t cost,
             ln->used += cost;
         }
 
-        if (!strict && *left - cost <= 0) {
+        if (!strict && least - cost <= 0) {
             rc = NGX_BUSY;
         }
     }
 
     ngx_shmtx_unlock(&lz->shpool->mutex);
 
-    if (limit->dry_run && (rc != NGX_OK || (strict && *left < cost))) {
+    if (limit->dry_run && (rc != NGX_OK || (strict && least < cost))) {
         ngx_log_error(NGX_LOG_NOTICE, ctx->request->connection->log, 0,
                       "token budget of zone \"%V\" is exceeded, dry run",
                       &limit->zone->shm.name);
@@ -429,52 +447,62 @@ ngx_http_moe_limit_window(ngx_uint_t period, time_t *reset)
 }
 
 
-/* Seconds until there is as much as that. */
+/* Seconds until both have as much as that. */
 
 static ngx_uint_t
-ngx_http_moe_limit_wait(ngx_http_moe_limit_t *limit, int64_t left,
-    int64_t wanted)
+ngx_http_moe_limit_wait(ngx_http_moe_limit_t *limit,
+    const ngx_http_moe_limit_left_t *left, int64_t wanted)
 {
-    time_t  reset;
+    time_t      reset;
+    ngx_uint_t  wait;
 
-    if (limit->quota) {
+    reset = 0;
+
+    if (left->quota < wanted) {
         (void) ngx_http_moe_limit_window(limit->period, &reset);
-        return (ngx_uint_t) reset;
     }
 
     wanted = ngx_min(wanted, limit->burst);
 
-    if (left >= wanted) {
-        return 0;
+    if (left->bucket >= wanted) {
+        return (ngx_uint_t) reset;
     }
 
-    return (ngx_uint_t) ((double) (wanted - left) * (double) limit->per
+    wait = (ngx_uint_t) ((double) (wanted - left->bucket) * (double) limit->per
                          / (double) limit->rate / 1000.0) + 1;
+
+    return ngx_max(wait, (ngx_uint_t) reset);
 }
 
 
 static ngx_int_t
-ngx_http_moe_limit_refuse(ngx_http_moe_ctx_t *ctx, ngx_uint_t i, int64_t left,
-    int64_t wanted)
+ngx_http_moe_limit_refuse(ngx_http_moe_ctx_t *ctx, ngx_uint_t i,
+    const ngx_http_moe_limit_left_t *left, int64_t wanted)
 {
+    int64_t                least;
     ngx_int_t              rc;
     ngx_uint_t             wait;
     ngx_http_moe_limit_t  *limit;
 
     limit = (ngx_http_moe_limit_t *) ctx->limits->elts + i;
+    least = ngx_http_moe_limit_least(left);
+
+    /* Less than one is not enough of anything. */
+
+    wanted = ngx_max(wanted, 1000);
 
     ngx_log_error(NGX_LOG_WARN, ctx->request->connection->log, 0,
                   "limiting tokens, zone \"%V\", %L left",
-                  &limit->zone->shm.name, left / 1000);
+                  &limit->zone->shm.name, least / 1000);
 
     wait = ngx_http_moe_limit_wait(limit, left, wanted);
 
     rc = ngx_http_moe_error(ctx, NGX_HTTP_TOO_MANY_REQUESTS,
-                            limit->quota ? "insufficient_quota"
-                                         : "rate_limit_exceeded",
+                            left->quota < wanted ? "insufficient_quota"
+                                                 : "rate_limit_exceeded",
                             NULL, "The token budget is used up: %L left. "
                             "Please retry in %ui s.",
-                            ngx_max(left, 0) / 1000, ngx_max(wait, 1));
+                            ngx_max(least, 0) / 1000, ngx_max(wait, 1));
 
     ctx->error.retry_after = ngx_max(wait, 1);
 
@@ -487,11 +515,12 @@ ngx_http_moe_limit_refuse(ngx_http_moe_ctx_t *ctx, ngx_uint_t i, int64_t left,
 ngx_int_t
 ngx_http_moe_limit_headers(ngx_http_moe_ctx_t *ctx)
 {
-    u_char                *p;
-    int64_t                left, least, all;
-    ngx_str_t              s;
-    ngx_uint_t             i, k, wait;
-    ngx_http_moe_limit_t  *limit;
+    u_char                     *p;
+    int64_t                     least, all;
+    ngx_str_t                   s;
+    ngx_uint_t                  i, wait;
+    ngx_http_moe_limit_t       *limit;
+    ngx_http_moe_limit_left_t   left;
 
     static const struct {
         const char  *name;
@@ -511,7 +540,8 @@ ngx_http_moe_limit_headers(ngx_http_moe_ctx_t *ctx)
 
     limit = ctx->limits->elts;
     least = INT64_MAX;
-    k = 0;
+    all = 0;
+    wait = 0;
 
     for (i = 0; i < ctx->limits->nelts; i++) {
 
@@ -521,18 +551,30 @@ ngx_http_moe_limit_headers(ngx_http_moe_ctx_t *ctx)
 
         (void) ngx_http_moe_limit_charge(ctx, i, 0, 0, &left);
 
-        if (left < least) {
-            least = left;
-            k = i;
+        if (ngx_http_moe_limit_least(&left) >= least) {
+            continue;
         }
+
+        least = ngx_http_moe_limit_least(&left);
+
+        /* Of the two the one that counts here. */
+
+        if (left.quota <= left.bucket) {
+            all = limit[i].quota;
+            left.bucket = INT64_MAX;
+
+        } else {
+            all = limit[i].burst;
+            left.quota = INT64_MAX;
+        }
+
+        wait = ngx_http_moe_limit_wait(&limit[i], &left, all);
     }
 
     if (least == INT64_MAX) {
         return NGX_OK;
     }
 
-    all = limit[k].quota ? limit[k].quota : limit[k].burst;
-    wait = ngx_http_moe_limit_wait(&limit[k], least, all);
     least = ngx_max(least, 0);
 
     for (i = 0; i < sizeof(headers) / sizeof(headers[0]); i++) {

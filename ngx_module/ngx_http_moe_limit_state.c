@@ -188,7 +188,15 @@ ngx_http_moe_limit_state_load(ngx_shm_zone_t *zone)
         buf = ngx_alloc((size_t) size, zone->shm.log);
     }
 
-    if (buf && ngx_read_fd(fd, buf, (size_t) size) == size) {
+    if (size != 0
+        && (buf == NULL || ngx_read_fd(fd, buf, (size_t) size) != size))
+    {
+        ngx_log_error(NGX_LOG_WARN, zone->shm.log, 0,
+                      "state \"%V\" could not be read: %O bytes, "
+                      "expected at most %d", &lz->state, size,
+                      NGX_HTTP_MOE_STATE_MAX);
+
+    } else if (size != 0) {
 
         end = buf + size;
 
@@ -205,7 +213,7 @@ ngx_http_moe_limit_state_load(ngx_shm_zone_t *zone)
         }
     }
 
-    if (n_bad || (size > 0 && buf == NULL)) {
+    if (n_bad) {
         ngx_log_error(NGX_LOG_WARN, zone->shm.log, 0,
                       "state \"%V\": %uz lines were left out", &lz->state,
                       n_bad);

@@ -61,6 +61,7 @@ my %conf = (workers => 2, http => <<'CONF', server => <<'CONF2');
     moe_token_zone $http_x_key zone=keys:1m;
     moe_token_zone $http_x_key zone=quota:1m state=%%DIR%%/quota.state;
     moe_token_zone $http_x_key zone=weights:1m;
+    moe_token_zone $http_x_key zone=both:1m;
     moe_token_zone $http_x_key zone=dry:1m;
     moe_token_zone $http_x_key zone=fast:1m;
     moe_token_zone $http_x_key zone=exact:1m;
@@ -74,6 +75,8 @@ CONF
                        moe_limit_tokens zone=exact quota=1k/month; }
     location /quota/ { moe_pass main;
                        moe_limit_tokens zone=quota quota=10k/month; }
+    location /both/ { moe_pass main;
+        moe_limit_tokens zone=both rate=1k/h burst=200 quota=400/month; }
     location /weights/ { moe_pass main; moe_limit_tokens zone=weights
         rate=1/h burst=1k prompt=0.5 cached=0.1 completion=2; }
     location /dry/ { moe_pass main;
@@ -206,6 +209,17 @@ $r = ask('quota', 'a', text(10, 'tokens=1'))->response;
 is $r->{json}{error}{code}, 'insufficient_quota', 'and says so';
 cmp_ok $r->{headers}{'retry-after'}, '<=', 31 * 86400, 'until the next month';
 
+# A rate and a quota in one: what is said is of the one that is tighter.
+$r = ask('both', 'a', text(100, 'tokens=50'))->response;
+is $r->{headers}{'x-ratelimit-limit-tokens'}, 200, 'both: the bucket';
+like $r->{headers}{ratelimit}, qr/^"tokens";r=50;t=5[34]\d$/, 'its time';
+$r = ask('both', 'a', text(100, 'tokens=50'))->response;
+is $r->{json}{error}{code}, 'rate_limit_exceeded', 'both: the bucket is empty';
+cmp_ok $r->{headers}{'retry-after'}, '<=', 181, 'but not for long';
+$r = ask('both', 'a', text(300, 'tokens=50'))->response;
+is $r->{json}{error}{code}, 'insufficient_quota', 'both: more than the quota';
+cmp_ok $r->{headers}{'retry-after'}, '>', 539, 'which takes longer';
+
 # 101 tokens, of which 50 are cached: 51/2 + 50/10 + 2 * 10.
 is ask('weights', 'a', text(101, 'tokens=10'))->response
        ->{headers}{'x-ratelimit-remaining-tokens'}, 949, 'weights';
@@ -245,6 +259,14 @@ is ask('quota', 'a', text(10, 'tokens=1'))->response->{status}, 429,
 like $moe->log, qr/state "\S+quota.state": 3 lines were left out/,
      'broken lines are left out';
 $moe->allow_log(qr/lines were left out/);
+
+$moe->stop_nginx;
+truncate $state, 300 << 20 or die;
+$moe->nginx(%conf);
+$moe->wait_ready;
+like $moe->log, qr/state "\S+" could not be read: 314572800 bytes, expected at/,
+     'a file that is too large is not read';
+$moe->allow_log(qr/could not be read: 314572800 bytes/);
 
 $moe->stop_nginx;
 like Moe::slurp("$moe->{dir}/moe.log"), qr{^/keys/completions budget$}m,
