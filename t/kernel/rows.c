@@ -12,15 +12,6 @@ static const char *const backends[] = {
 #define ROWS        9
 
 
-static void
-ones(float *to, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        to[i] = 1;
-    }
-}
-
-
 /* The sum of squares has no cancellation: relative to each element itself. */
 static void
 test_rmsnorm(void **state)
@@ -105,6 +96,7 @@ test_silu_mul(void **state)
 #define PAGES       5
 #define TOKENS      7
 #define LAYERS      2
+#define SCALE       0.3f
 
 static const uint32_t positions[TOKENS] = { 0, 1, 15, 63, 64, 129, 319 };
 static const uint32_t page_table[PAGES] = { 3, 0, 4, 1, 2 };
@@ -152,7 +144,7 @@ run_mla(struct backend *b, const struct kv_store *kv, float *y, float *q,
         .y = { y + (size_t) first * HEADS * ROW, HEADS * ROW },
         .q = { q + (size_t) first * HEADS * ROW, HEADS * ROW },
         .kv = kv, .layer = 1, .n_heads = HEADS, .n_latent = LATENT,
-        .scale = 0.3f });
+        .scale = SCALE });
 }
 
 
@@ -166,6 +158,78 @@ latents(float *to, const float *y)
 }
 
 
+/*
+ * How far attention in FP32 may be from the truth, in units of 2^-24, which is
+ * the most that one rounding takes away of its result; to first order.
+ *
+ * A score s(j) = scale q . k(j) is a chain of fused multiply-adds in each lane,
+ * a tree over the lanes, and the scale: DOT_DEPTH roundings of no more than the
+ * sum of |scale q k|.  exp() takes s(j) - max, rounded, and has EXP_DEPTH of
+ * its own; each later page rounds the product by its own power again.  That
+ * makes e(j) for p(j), and changes y = sum of p(j) k(j), where p sums up to 1,
+ * by the sum of p(j) e(j) (k(j) - y): by nothing where one key has all of the
+ * weight.
+ * Each key, and each page, rounds the sum of y up to there; SUM_DEPTH have the
+ * sum of p, in each lane, over lanes and pages, and the division by it.
+ */
+#define DOT_DEPTH   (ROW / 8 + 3 + 1)   /* of the narrower vectors */
+#define EXP_DEPTH   4
+#define SUM_DEPTH   (BACKEND_PAGE_TOK / 8 + 3 + 2 * PAGES + 2)
+
+static void
+mla_bounds(float *to, const float *keys, const float *q, uint32_t n)
+{
+    static double s[PAGES * BACKEND_PAGE_TOK], e[PAGES * BACKEND_PAGE_TOK];
+    static double p[PAGES * BACKEND_PAGE_TOK];
+    double        max = -INFINITY, all = 0;
+
+    for (uint32_t j = 0; j < n; j++) {
+        double size = 0;
+
+        s[j] = 0;
+
+        for (uint32_t i = 0; i < LATENT + ROPE; i++) {
+            double qk = (double) SCALE * (double) q[i]
+                        * (double) keys[j * (LATENT + ROPE) + i];
+
+            s[j] += qk;
+            size += fabs(qk);
+        }
+
+        e[j] = DOT_DEPTH * size;
+        max = fmax(max, s[j]);
+    }
+
+    for (uint32_t j = 0; j < n; j++) {
+        p[j] = exp(s[j] - max);
+        e[j] += max - s[j]
+                + EXP_DEPTH * ((n - 1) / BACKEND_PAGE_TOK
+                               - j / BACKEND_PAGE_TOK + 1);
+        all += p[j];
+    }
+
+    for (uint32_t i = 0; i < LATENT; i++) {
+        const float *k = keys + i;
+        double       y = 0, off = 0;
+
+        for (uint32_t j = 0; j < n; j++) {
+            off += j % BACKEND_PAGE_TOK == 0 ? fabs(y) : 0;
+            y += p[j] / all * (double) k[j * (LATENT + ROPE)];
+            off += fabs(y);
+        }
+
+        off += SUM_DEPTH * fabs(y);
+
+        for (uint32_t j = 0; j < n; j++) {
+            off += p[j] / all * e[j]
+                   * fabs((double) k[j * (LATENT + ROPE)] - y);
+        }
+
+        to[i] = (float) off;
+    }
+}
+
+
 static void
 mla_case(struct backend *b, struct backend *b5, struct backend *ref,
          enum dtype dtype, enum kind kind)
@@ -173,7 +237,7 @@ mla_case(struct backend *b, struct backend *b5, struct backend *ref,
     static float keys[PAGES * BACKEND_PAGE_TOK * (LATENT + ROPE)];
     static float q[TOKENS * HEADS * ROW], y[TOKENS * HEADS * ROW];
     static float want[TOKENS * HEADS * LATENT], got[TOKENS * HEADS * LATENT];
-    static float scale[TOKENS * HEADS * LATENT];
+    static float bound[TOKENS * HEADS * LATENT];
 
     fill(keys, sizeof(keys) / sizeof(float), kind);
     fill(q, sizeof(q) / sizeof(float), KIND_PLAIN);
@@ -181,26 +245,18 @@ mla_case(struct backend *b, struct backend *b5, struct backend *ref,
     for (size_t i = 0; i < TOKENS * HEADS; i++) {
         memset(q + i * ROW + LATENT + ROPE, 0,
                (ROW - LATENT - ROPE) * sizeof(float));
+        mla_bounds(bound + i * LATENT, keys, q + i * ROW,
+                   positions[i / HEADS] + 1);
     }
 
     struct kv_store kv = keys_make(ref, dtype, keys);
-
-    /* Scores of hundreds: e^x makes their last bit a part of 1e-5. */
-    ones(scale, sizeof(scale) / sizeof(float));
-
-    for (size_t i = 0; kind == KIND_OUTLIERS || kind == KIND_CANCEL; i++) {
-        if (i == sizeof(scale) / sizeof(float)) {
-            break;
-        }
-
-        scale[i] = 2000;
-    }
 
     run_mla(ref, &kv, y, q, 0, TOKENS);
     latents(want, y);
     run_mla(b, &kv, y, q, 0, TOKENS);
     latents(got, y);
-    compare(kind_names[kind], got, want, scale, TOKENS * HEADS, LATENT, 1e-5);
+    compare(kind_names[kind], got, want, bound, TOKENS * HEADS, LATENT,
+            ldexp(1, -24));
 
     for (uint32_t t = 0; t < TOKENS; t++) {
         run_mla(b5, &kv, y, q, t, 1);
