@@ -655,6 +655,7 @@ void ngx_http_moe_share_init(ngx_log_t *log);
 void ngx_http_moe_share_exit(void);
 const u_char *ngx_http_moe_share_tag(void);
 socklen_t ngx_http_moe_share_name(struct sockaddr_un *sun, const u_char *tag);
+ngx_uint_t ngx_http_moe_share_trusted(ngx_socket_t s);
 ngx_connection_t *ngx_http_moe_share_connection(ngx_socket_t s,
     ngx_log_t *log);
 void ngx_http_moe_share_send(ngx_http_moe_journal_t *j);

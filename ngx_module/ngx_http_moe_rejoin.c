@@ -39,8 +39,8 @@ static ngx_int_t ngx_http_moe_rejoin_last(ngx_http_request_t *r,
 static ngx_int_t ngx_http_moe_rejoin_missing(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_rejoin_ask(ngx_http_request_t *r,
     ngx_http_moe_ctx_t *ctx, const u_char *tag, const ngx_http_moe_ask_t *ask);
-static ngx_connection_t *ngx_http_moe_rejoin_connect(const u_char *tag,
-    const ngx_http_moe_ask_t *ask);
+static ngx_int_t ngx_http_moe_rejoin_connect(ngx_http_moe_rejoin_t *rj,
+    const u_char *tag, const ngx_http_moe_ask_t *ask);
 static void ngx_http_moe_rejoin_cleanup(void *data);
 static void ngx_http_moe_rejoin_timer(ngx_event_t *ev);
 static void ngx_http_moe_rejoin_peer(ngx_event_t *ev);
@@ -174,6 +174,7 @@ static ngx_int_t
 ngx_http_moe_rejoin_ask(ngx_http_request_t *r, ngx_http_moe_ctx_t *ctx,
     const u_char *tag, const ngx_http_moe_ask_t *ask)
 {
+    ngx_int_t               rc;
     ngx_http_cleanup_t     *cln;
     ngx_http_moe_rejoin_t  *rj;
 
@@ -196,9 +197,15 @@ ngx_http_moe_rejoin_ask(ngx_http_request_t *r, ngx_http_moe_ctx_t *ctx,
     cln->handler = ngx_http_moe_rejoin_cleanup;
     cln->data = rj;
 
-    rj->peer = ngx_http_moe_rejoin_connect(tag, ask);
-    if (rj->peer == NULL) {
+    rc = ngx_http_moe_rejoin_connect(rj, tag, ask);
+
+    if (rc == NGX_DECLINED) {
         return ngx_http_moe_rejoin_missing(ctx);
+    }
+
+    if (rc == NGX_ERROR) {
+        return ngx_http_moe_unavailable(ctx, "The stream's worker cannot be "
+                                        "reached.");
     }
 
     rj->peer->data = rj;
@@ -221,32 +228,53 @@ ngx_http_moe_rejoin_ask(ngx_http_request_t *r, ngx_http_moe_ctx_t *ctx,
 }
 
 
-/* NULL: that worker is no more. */
+/* NGX_DECLINED: that worker is no more; NGX_ERROR: it may be another time. */
 
-static ngx_connection_t *
-ngx_http_moe_rejoin_connect(const u_char *tag, const ngx_http_moe_ask_t *ask)
+static ngx_int_t
+ngx_http_moe_rejoin_connect(ngx_http_moe_rejoin_t *rj, const u_char *tag,
+    const ngx_http_moe_ask_t *ask)
 {
+    ngx_int_t           rc;
     socklen_t           len;
+    ngx_log_t          *log;
     ngx_socket_t        s;
     struct sockaddr_un  sun;
+
+    log = rj->request->connection->log;
 
     s = socket(AF_UNIX, SOCK_SEQPACKET|SOCK_NONBLOCK|SOCK_CLOEXEC, 0);
 
     if (s == (ngx_socket_t) -1) {
-        return NULL;
+        ngx_log_error(NGX_LOG_ERR, log, ngx_socket_errno,
+                      "socket() for a stream's rest failed");
+        return NGX_ERROR;
     }
 
     len = ngx_http_moe_share_name(&sun, tag);
 
-    if (connect(s, (struct sockaddr *) &sun, len) == -1
+    if (connect(s, (struct sockaddr *) &sun, len) == -1) {
+        rc = (ngx_socket_errno == NGX_ECONNREFUSED) ? NGX_DECLINED : NGX_ERROR;
+
+        if (rc == NGX_ERROR) {
+            ngx_log_error(NGX_LOG_ERR, log, ngx_socket_errno,
+                          "connect() to a stream's worker failed");
+        }
+
+        ngx_close_socket(s);
+        return rc;
+    }
+
+    if (!ngx_http_moe_share_trusted(s)
         || send(s, ask, sizeof(ngx_http_moe_ask_t), MSG_DONTWAIT|MSG_NOSIGNAL)
            != sizeof(ngx_http_moe_ask_t))
     {
         ngx_close_socket(s);
-        return NULL;
+        return NGX_DECLINED;
     }
 
-    return ngx_http_moe_share_connection(s, ngx_cycle->log);
+    rj->peer = ngx_http_moe_share_connection(s, ngx_cycle->log);
+
+    return rj->peer ? NGX_OK : NGX_ERROR;
 }
 
 

@@ -24,7 +24,6 @@
 
 static void ngx_http_moe_share_accept(ngx_event_t *ev);
 static void ngx_http_moe_share_admit(ngx_socket_t s, ngx_log_t *log);
-static ngx_uint_t ngx_http_moe_share_trusted(ngx_socket_t s);
 static void ngx_http_moe_share_read(ngx_event_t *ev);
 static void ngx_http_moe_share_write(ngx_event_t *ev);
 static void ngx_http_moe_share_answer(ngx_http_moe_view_t *view,
@@ -220,7 +219,10 @@ ngx_http_moe_share_admit(ngx_socket_t s, ngx_log_t *log)
 }
 
 
-static ngx_uint_t
+/* Whether the other side is of the workers' user: anybody may take the name of
+ * a worker that is no more, as anybody may connect to one. */
+
+ngx_uint_t
 ngx_http_moe_share_trusted(ngx_socket_t s)
 {
     socklen_t     len;

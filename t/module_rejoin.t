@@ -5,6 +5,8 @@ use strict;
 use warnings;
 
 use JSON::PP ();
+use POSIX ();
+use Socket qw(AF_UNIX SOCK_SEQPACKET SOCK_NONBLOCK pack_sockaddr_un);
 use Test::More;
 use Time::HiRes ();
 
@@ -60,6 +62,25 @@ sub whole {
     is join(' ', map { $_->{id} } @{ $c->{events} }),
        join(' ', 1 .. @{ $c->{events} }), "$what: ids without a gap";
     is $c->{events}[-1]{data}, '[DONE]', "$what: to the end";
+}
+
+# The name of the socket on which the worker of a stream lends it out.
+sub share { return "\0ngx_moe." . substr $_[0]{id}, -16 }
+
+sub seqpacket {
+    socket my $s, AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0
+        or die "socket: $!";
+    return $s;
+}
+
+# Which worker that is.
+sub holder {
+    my $name = share($_[0]) =~ s/^\0/@/r;
+    my ($inode) = Moe::slurp('/proc/net/unix') =~ /(\d+) \Q$name\E$/m;
+    for my $pid ($moe->workers) {
+        return $pid if grep { (readlink // '') eq "socket:[$inode]" }
+                       glob "/proc/$pid/fd/*";
+    }
 }
 
 sub open_slots { return $moe->health->{worker}{open} // 0 }
@@ -331,6 +352,24 @@ pass 'of two workers either gives out the rest';
     $moe->await_exit('the old master', $old, 60);
 }
 
+# The worker that holds it has no time for others: it may have some later.
+{
+    my $c = begin('tokens=100 delay_ms=20', 3);
+    $c->close;
+    my $holder = holder($c);
+    $moe->allow_log(qr/connect\(\) to a stream's worker failed/);
+    kill 'STOP', $holder;
+    my @queue;
+    for (1 .. 600) {
+        push @queue, seqpacket();
+        connect $queue[-1], pack_sockaddr_un(share($c)) or last;
+    }
+    is back($c)->{status}, 503, 'a worker that does not answer: not 404';
+    @queue = ();
+    kill 'CONT', $holder;
+    whole(take(back($c)), 100, 'a worker that was busy');
+}
+
 # The worker that held it is no more.
 {
     my $c = begin('tokens=300 delay_ms=20', 3);
@@ -339,6 +378,34 @@ pass 'of two workers either gives out the rest';
     $c->close;
     $moe->wait_ready;
     is back($c)->{status}, 404, 'a stream does not outlive its worker';
+
+    # Nor is it told to another user, who has taken the worker's name.
+    SKIP: {
+        skip 'only root can be another user', 3 if $> != 0;
+        pipe my $from, my $to or die "pipe: $!";
+        my $pid = fork // die "fork: $!";
+        if (!$pid) {
+            POSIX::setuid(65534);
+            my $s = seqpacket();
+            vec(my $wait = '', fileno $s, 1) = 1;
+            my $ok = $> == 65534 && bind($s, pack_sockaddr_un(share($c)))
+                     && listen($s, 5);
+            syswrite $to, $ok ? "listens\n" : "fails: $!\n";
+            select my $readable = $wait, undef, undef, 30;
+            accept my $asks, $s or POSIX::_exit(1);
+            vec($wait = '', fileno $asks, 1) = 1;
+            select $readable = $wait, undef, undef, 30;
+            my $n = sysread $asks, my $ask, 4096;
+            syswrite $to, "heard " . ($n // "nothing: $!") . "\n";
+            syswrite $asks, pack 'L', 200;
+            POSIX::_exit(0);
+        }
+        close $to;
+        is scalar <$from>, "listens\n", 'somebody else has its name';
+        is back($c)->{status}, 404, 'and is not believed';
+        is scalar <$from>, "heard 0\n", 'nor asked';
+        $moe->await_exit('the other one', $pid);
+    }
 }
 
 $moe->done;
