@@ -198,7 +198,11 @@ is $moe->stream(chat('tokens=200'))->collect->{n_events}, 200,
 my $open = $moe->get('/health')->{json}{worker}{open};
 is $open, 4, 'the slow ones wait';
 Time::HiRes::sleep(0.5);
-cmp_ok $moe->rss($worker) - $rss, '<', 4 << 20, 'and take no memory';
+SKIP: {
+    skip 'ThreadSanitizer remembers in memory what was written where', 1
+        if $moe->{preload} =~ /tsan/;
+    cmp_ok $moe->rss($worker) - $rss, '<', 4 << 20, 'and take no memory';
+}
 $c = (shift @slow)->head;
 my ($n, $tail) = (0, '');
 while (defined(my $piece = $c->piece)) {
