@@ -42,6 +42,11 @@ ask_at_random(struct world *w, uint16_t slot, uint64_t gen, int nan)
         hash = hash_of(hash, v->prompt[i]);
     }
 
+    /* Ranks of two that are as likely are not looked at. */
+    if (!v->scored && v->n_choices > 1 && rng(2)) {
+        v->prompt[0] = TOK_FORK;
+    }
+
     if (nan) {
         v->prompt[v->n_prompt - 1] = TOK_NAN;
     }
@@ -275,7 +280,7 @@ a_turn_reads_what_is_new(void **state)
 
 
 /* Choices share what of the prompt is in full pages, and copy the rest: each
- * token of it is computed once. */
+ * token of it is computed once, and what one says is not in another's page. */
 static void
 choices_compute_a_prompt_once(void **state)
 {
@@ -284,17 +289,59 @@ choices_compute_a_prompt_once(void **state)
     (void) state;
 
     for (uint32_t n = 100; n <= 192; n += 46) {
+        struct seen *v = one(0, n, 10);
+
         world_begin(&w);
-        one(0, n, 10)->n_choices = 4;
+        v->n_choices = 4;
+        v->prompt[0] = TOK_FORK;
         n_copied = n_computed = 0;
         ask(&w, 0, 1);
         run_all(&w);
-        assert_int_equal(slots[0].end, ABI_DONE);
-        check_answer(&slots[0]);
+        assert_int_equal(v->end, ABI_DONE);
+        check_answer(v);
+
+        for (uint32_t k = 1; k < 4; k++) {
+            assert_memory_not_equal(v->out[0], v->out[k], 40);
+        }
+
         assert_int_equal(n_computed, n + 4 * 9);
         assert_int_equal(n_copied, n % MODEL_PAGE_TOK == 0 ? 0 : 3);
         world_end(&w);
     }
+}
+
+
+/* A prompt that is read to be scored, or for nothing: no token comes, in any of
+ * its choices, and that is its length. */
+static void
+nothing_is_said(void **state)
+{
+    static struct world w;
+
+    (void) state;
+
+    world_begin(&w);
+
+    for (uint32_t n = 1; n <= 128; n = n == 1 ? 64 : n + 32) {
+        struct seen *v = one(0, n, 0);
+
+        v->n_choices = 2;
+        v->scored = n % 64 == 0;
+        ask(&w, 0, 1);
+
+        for (int i = 0; v->end == 0 && i < 9; i++) {
+            run_all(&w);            /* the scores wait for credit */
+        }
+
+        assert_int_equal(v->end, ABI_DONE);
+        check_answer(v);
+        assert_int_equal(v->reason[0], ABI_LENGTH);
+        assert_int_equal(v->reason[1], ABI_LENGTH);
+        assert_int_equal(v->n_usage, 0);
+    }
+
+    assert_int_equal(w.s.counts.output_tok, 0);
+    world_end(&w);
 }
 
 
@@ -477,6 +524,7 @@ main(void)
         cmocka_unit_test(a_turn_reads_what_is_new),
         cmocka_unit_test(choices_compute_a_prompt_once),
         cmocka_unit_test(the_last_token_is_computed),
+        cmocka_unit_test(nothing_is_said),
         cmocka_unit_test(deadlines),
         cmocka_unit_test(priorities),
         cmocka_unit_test(stalled_ones_give_way),

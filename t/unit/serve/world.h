@@ -21,6 +21,7 @@
 #define N_SLOTS     16
 #define N_SEQS      8
 #define TOK_NAN     666         /* a prompt that ends so gives no number */
+#define TOK_FORK    667         /* what begins so goes on in one of two ways */
 
 
 static uint32_t n_logged;
@@ -65,9 +66,30 @@ next_of(uint32_t hash)
 
 
 static uint32_t
+other_of(uint32_t hash)
+{
+    return next_of(hash * 5 + 11);
+}
+
+
+static uint32_t
 hash_of(uint32_t hash, uint32_t token)
 {
     return (hash ^ token) * 16777619u + 7;
+}
+
+
+/* What may come behind all that: one token, or one of two that are as likely,
+ * so that the choices of a request part. */
+static void
+fill_row(float *row, uint32_t hash, int has_fork)
+{
+    memset(row, 0, N_VOCAB * sizeof(*row));
+    row[next_of(hash)] = 50;
+
+    if (has_fork) {
+        row[other_of(hash)] = 50;
+    }
 }
 
 
@@ -99,8 +121,9 @@ model_forward(struct model *m, const struct model_segment *segs, int n_segs,
             hash = hash_of(hash, last);
 
             if (at >= g->pos + g->n_tok - g->n_rows) {
-                memset(rows[n_rows], 0, sizeof(rows[0]));
-                rows[n_rows++][next_of(hash)] = last == TOK_NAN ? NAN : 50;
+                fill_row(rows[n_rows], hash,
+                         store[g->pages[0]][0] == TOK_FORK);
+                rows[n_rows++][0] = last == TOK_NAN ? NAN : 0;
             }
         }
     }
@@ -140,12 +163,17 @@ model_forward_sample(struct model *m, const struct model_segment *segs,
     }
 
     for (int r = 0; r < n_rows; r++, logits += N_VOCAB) {
+        uint32_t way = hash_of(hash_of(how[r].choice + 1,
+                                       (uint32_t) how[r].i_token), 9) >> 12 & 1;
+
         chosen[r] = 0;
 
-        /* The one of 50 is drawn with the rest of a share of e^-50. */
-        for (uint32_t i = 0; i < n_vocab; i++) {
+        /* One of 50 is drawn with the rest of a share of e^-50. */
+        for (uint32_t i = 0; i < n_vocab && chosen[r] != BACKEND_NO_TOKEN; i++)
+        {
             chosen[r] = !(logits[i] <= 50) ? BACKEND_NO_TOKEN
-                        : logits[i] == 50 ? i : chosen[r];
+                        : logits[i] == 50 && (chosen[r] == 0 || way) ? i
+                        : chosen[r];
         }
 
         assert_true(how[r].top_p > 0);
@@ -226,6 +254,7 @@ struct seen {
     uint32_t    n_told;         /* ... and so many came */
     uint32_t    hash;           /* of the tokens that they were of */
     uint32_t    code;           /* of an ERROR */
+    uint32_t    n_usage;        /* tokens said, by DONE */
     uint32_t    n_cached;
     uint32_t    n_starts;
     char        salt;           /* 0: none */
@@ -246,8 +275,10 @@ ask(struct world *w, uint16_t slot, uint64_t gen)
     uint32_t           n_resumes = v->resumed ? v->n_choices : 0;
     struct abi_request r = {
         .kind = ABI_COMPLETION_IDS, .n_choices = v->n_choices,
-        .given = ABI_GIVEN_MAX_TOKENS | ABI_GIVEN_TEMPERATURE,
+        .given = ABI_GIVEN_MAX_TOKENS | ABI_GIVEN_TEMPERATURE
+                 | ABI_GIVEN_SEED,
         .flags = v->scored ? ABI_FLAG_PROMPT_LOGPROBS : 0, .n_prompt_top = 2,
+        .temperature = v->prompt[0] == TOK_FORK, .seed = gen,
         .max_tokens = v->n_new, .n_body = v->n_prompt * 4,
         .n_resumes = n_resumes, .n_salt = v->salt != 0,
         .priority = v->priority, .deadline_ms = v->deadline_ms
@@ -310,6 +341,7 @@ see(struct world *w, const struct abi_frame *f, const char *p)
     struct abi_error  e;
     struct abi_finish finish;
     struct abi_start  start;
+    struct abi_usage  usage;
     struct job       *j = w->c->slots[f->slot].job;
 
     assert_int_equal(f->gen, v->gen);
@@ -341,6 +373,8 @@ see(struct world *w, const struct abi_frame *f, const char *p)
         break;
     case ABI_DONE:
     case ABI_CANCELLED:
+        memcpy(&usage, p, sizeof(usage));
+        v->n_usage = usage.n_output_tok;
         v->end = f->type;
         break;
     default:
@@ -394,10 +428,12 @@ see_all(struct world *w)
 }
 
 
-/* The answer to a prompt is known without an engine. */
+/* The answer to a prompt is known without an engine, but for the way at each
+ * fork. */
 static void
 check_answer(const struct seen *v)
 {
+    int has_fork = v->prompt[0] == TOK_FORK;
     uint32_t hash = 1;
 
     for (uint32_t i = 0; i < v->n_prompt; i++) {
@@ -412,7 +448,10 @@ check_answer(const struct seen *v)
         assert_int_equal(v->n_text[k], v->n_out[k]);
 
         for (uint32_t i = 0; i < v->n_out[k]; i++) {
-            assert_int_equal(v->out[k][i], next_of(h));
+            if (!has_fork || v->out[k][i] != other_of(h)) {
+                assert_int_equal(v->out[k][i], next_of(h));
+            }
+
             h = hash_of(h, v->out[k][i]);
         }
     }
