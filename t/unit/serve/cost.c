@@ -173,8 +173,10 @@ a_disturbance_passes(void **state)
     prompt(&c, m, 2000, 0, 200000, &worst);
 
     uint32_t before = cost_chunk(&c, &none, 1000, 200000, 512);
+    double   tok_us = cost_tok_us(&c);
 
     cost_learn(&c, &late, 1);
+    assert_true(cost_tok_us(&c) < 1.5 * tok_us);
     prompt(&c, m, 2000, 0, 200000, &worst);
 
     uint32_t after = cost_chunk(&c, &none, 1000, 200000, 512);
@@ -182,6 +184,25 @@ a_disturbance_passes(void **state)
     assert_true(after > before / 2);
     cost_learn(&c, &(struct cost_step) { 1, 0, 0 }, 1);
     assert_true(cost_chunk(&c, &none, 0, 200000, 512) >= 1);
+}
+
+
+/* Prices of short steps say little of long ones: a step that is twice as long
+ * as any before it, and no more, is believed in. */
+static void
+belief_goes_by_doubling(void **state)
+{
+    struct cost      c = { .n_learnt = 0 };
+    struct cost_step none = { 0, 0, 0 }, four = { 4, 800, 0 };
+
+    (void) state;
+
+    for (uint32_t n = COST_FIRST_TOK; n <= 512; n *= 2) {
+        assert_int_equal(cost_chunk(&c, &none, 0, 1e6, 1000), n);
+        cost_learn(&c, &(struct cost_step) { n, n * n / 2, 10.0 * n }, 1);
+        assert_int_equal(cost_chunk(&c, &four, 0, 1e6, 1000),
+                         n < 500 ? 2 * n - 4 : 1000);
+    }
 }
 
 
@@ -212,6 +233,7 @@ main(void)
         cmocka_unit_test(streams_do_not_starve_a_prompt),
         cmocka_unit_test(prices_are_those_of_the_steps),
         cmocka_unit_test(a_disturbance_passes),
+        cmocka_unit_test(belief_goes_by_doubling),
         cmocka_unit_test(the_first_chunk),
     };
 
