@@ -1,7 +1,7 @@
 /*
  * ring_threads.c - both ends of a pair of rings in two threads of one process,
  * which is what ThreadSanitizer can see into (it knows neither two processes
- * nor two mappings of one memory).  t/ring_tsan.t builds it with TSan, right
+ * nor two mappings of one memory).  t/tsan.t builds it with TSan, right
  * and with weakened orders.
  *
  *      ring_threads [FRAMES]
