@@ -130,6 +130,7 @@ sub echo {
     $r = ask($moe, prompt => 'The dawn of the day', max_tokens => 1,
              echo => $true, logprobs => 0);
     offsets($r->{choices}[0], $r->{usage}{prompt_tokens}, 'of a text');
+    beginning($moe);
 
     my $s = $moe->stream('/v1/completions', { prompt => $ids, temperature => 0,
         max_tokens => 2, echo => $true, logprobs => 1, stream => $true,
@@ -142,6 +143,33 @@ sub echo {
     }
     is_deeply(\@values, $l->{token_logprobs}, 'echo: the same as a stream');
     is($said, $text, 'echo: with its text');
+}
+
+# The BOS that the engine puts in front of a text is a token of the prompt, but
+# not of the text; one that the client sends is of both.  Places are counted in
+# characters, which BOS has fewer of than bytes.
+sub beginning {
+    my ($moe) = @_;
+    my $bos = "<\x{ff5c}begin\x{2581}of\x{2581}sentence\x{ff5c}>";
+    my $text = "Zo\x{eb}: 3 \x{20ac}, \x{fc}ber";
+    my %said = (echo => $true, logprobs => 0, max_tokens => 0);
+
+    my $r = ask($moe, prompt => $text, %said);
+    my $l = $r->{choices}[0]{logprobs};
+    is($r->{choices}[0]{text}, $text, 'BOS is added: not to the text');
+    is(@{ $l->{tokens} }, $r->{usage}{prompt_tokens}, '... but a token');
+    is_deeply([$l->{tokens}[0], @{ $l->{text_offset} }[0, 1]], ['', 0, 0],
+              '... without characters');
+    offsets($r->{choices}[0], $r->{usage}{prompt_tokens}, '... of the rest');
+
+    # As transformers do, the engine adds it all the same.
+    my $sent = ask($moe, prompt => "$bos$text", %said)->{choices}[0];
+    my $m = $sent->{logprobs};
+    is($sent->{text}, "$bos$text", 'BOS is sent: in the text');
+    is(@{ $m->{tokens} }, @{ $l->{tokens} } + 1, '... and one more token');
+    is_deeply([@{ $m->{tokens} }[0, 1], @{ $m->{text_offset} }[0 .. 2]],
+              ['', $bos, 0, 0, length $bos], '... behind the one that is added');
+    offsets($sent, scalar @{ $m->{tokens} }, '... of the rest');
 }
 
 # No token behind it: the prompt is read to be scored.
@@ -187,12 +215,14 @@ sub golden {
     $moe->done_one;
 }
 
-# What is said behind the prompt may be special, and not shown.
+# What is said behind the prompt may be special, and not shown; a token may have
+# a part of a character.
 sub offsets {
     my ($choice, $n, $name) = @_;
     my ($text, $l) = ($choice->{text}, $choice->{logprobs});
     my @bad = grep { my $t = $l->{tokens}[$_];
-                     substr($text, $l->{text_offset}[$_], length $t) ne $t }
+                     $t !~ /\x{fffd}/
+                     && substr($text, $l->{text_offset}[$_], length $t) ne $t }
               0 .. $n - 1;
     is("@bad", '', "echo $name: text_offset says where");
 }

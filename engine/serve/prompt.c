@@ -188,18 +188,28 @@ begins(struct slice s, struct slice with)
 }
 
 
-/* Did the tokenizer put its BOS in front? */
+/* Did the tokenizer put its BOS in front?  Then there is one more than in the
+ * text, which may begin with its own. */
 static int
 bos_was_added(const struct serve_model *m, const struct serve_prompt *p)
 {
     struct slice bos = tokenizer_bos(m->tokenizer);
     struct slice text = { p->text.p, p->text.n };
+    size_t       n = 0;
 
-    if (p->ids.n == 0 || bos.p == NULL || bos.n == 0 || begins(text, bos)) {
+    if (bos.p == NULL || bos.n == 0) {
         return 0;
     }
 
-    struct slice piece = tokenizer_piece(m->tokenizer, p->ids.ids[0]);
+    for (; begins(text, bos); n++) {
+        text = (struct slice) { text.p + bos.n, text.n - bos.n };
+    }
+
+    if (p->ids.n <= n) {
+        return 0;
+    }
+
+    struct slice piece = tokenizer_piece(m->tokenizer, p->ids.ids[n]);
 
     return piece.n == bos.n && begins(piece, bos);
 }
