@@ -9,8 +9,8 @@
 #                 the median and the longest of ROUNDS (5), and what it may be:
 #                 two decode steps and one chunk of a prompt
 #   flood...      ten times as many requests as can be answered: what comes out,
-#                 beside what does where nobody is refused, and how long a
-#                 refusal takes
+#                 beside what does where nobody is refused, how long a refusal
+#                 takes, and who has the cores meanwhile: this client, too
 #   peer...       streams_N beside llama.cpp's llama-server: the same weights,
 #                 threads, streams and load client; both servers run, and take
 #                 turns; the median of ROUNDS (5), and the ratio of these.
@@ -26,6 +26,7 @@ use File::Basename;
 use HTTP::Tiny;
 use JSON::PP;
 use List::Util qw(max sum);
+use POSIX ();
 use Test::More ();
 use Moe;
 use Moe::Peer;
@@ -56,8 +57,9 @@ for my $shape (sort keys %shapes) {
         my ($name, $sub) = @$part;
         $sub->($shape, $moe) if ($ENV{ONLY} // $name) eq $name;
     }
-    $moe->done;
+    $moe->stop;
 }
+Test::More::done_testing();
 
 sub bench {
     my ($shape, $name, $value, $unit) = @_;
@@ -216,8 +218,11 @@ sub flood {
                     1e6, $body);
     my $rss = rss($moe);
     my $rate = 10 * $most->{goodput} / $n_tok;
+    my @cpu = (cpu($moe->engine_pids), cpu($moe->workers));
     my $flood = load($moe->port, '--seconds', $flood_s, '--rate', $rate, 4000,
                      1e8, $body);
+    my %cpu = (engine => cpu($moe->engine_pids) - $cpu[0],
+               worker => cpu($moe->workers) - $cpu[1], client => $flood->{cpu});
     bench($shape, 'flood.capacity', $most->{goodput}, 'tok/s');
     bench($shape, 'flood.offered', $rate * $n_tok, 'tok/s');
     bench($shape, 'flood.goodput', $flood->{goodput}, 'tok/s');
@@ -227,7 +232,16 @@ sub flood {
         for qw(ok refused failed dropped);
     bench($shape, "flood.refusal_$_", $flood->{refused_us}{$_} / 1000, 'ms')
         for qw(p50 p99 max);
+    bench($shape, "flood.cpu.$_", $cpu{$_} / $flood->{seconds}, 'cores')
+        for sort keys %cpu;
     bench($shape, 'flood.memory', rss($moe) - $rss, 'KiB_more');
+}
+
+# Seconds that these processes have run so far, in the kernel or not.
+sub cpu {
+    my $tick = POSIX::sysconf(POSIX::_SC_CLK_TCK());
+    return sum(map { my @f = split ' ', Moe::slurp("/proc/$_/stat") =~ s/.*\)//r;
+                     ($f[11] + $f[12]) / $tick } @_);
 }
 
 # Of the engine and of NGINX's workers.

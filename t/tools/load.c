@@ -41,6 +41,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -605,14 +606,28 @@ print_table(const struct load *l, double seconds)
 }
 
 
+/* CPU time of this process, in the kernel or not. */
+static double
+cpu_seconds(void)
+{
+    struct rusage u;
+
+    getrusage(RUSAGE_SELF, &u);
+
+    return (double) (u.ru_utime.tv_sec + u.ru_stime.tv_sec)
+           + (double) (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+}
+
+
 static void
 print_json(const struct load *l, double seconds)
 {
     printf("{\"ok\":%u,\"refused\":%u,\"failed\":%u,\"dropped\":%u,"
-           "\"cut\":%u,\"seconds\":%.3f,\"events\":%llu,\"tokens\":%llu,"
-           "\"goodput\":%.3f", l->n_ok, l->n_refused, l->n_failed,
-           l->n_dropped, l->n_cut, seconds, (unsigned long long) l->n_events,
-           (unsigned long long) l->n_tok, (double) l->n_tok / seconds);
+           "\"cut\":%u,\"seconds\":%.3f,\"cpu\":%.3f,\"events\":%llu,"
+           "\"tokens\":%llu,\"goodput\":%.3f", l->n_ok, l->n_refused,
+           l->n_failed, l->n_dropped, l->n_cut, seconds, cpu_seconds(),
+           (unsigned long long) l->n_events, (unsigned long long) l->n_tok,
+           (double) l->n_tok / seconds);
 
     for (int i = 0; i < N_SAMPLES; i++) {
         const struct samples *s = &l->samples[i];
