@@ -231,6 +231,26 @@ sim_end_seq(struct sim *s, struct sim_job *j, uint32_t k)
 }
 
 
+/* Nobody else has the pages from .. to, which the k-th sequence writes, but for
+ * the leader's last one, which others hold until they have copied it. */
+static void
+check_writes(const struct sim_job *j, uint32_t k, uint32_t from, uint32_t to)
+{
+    for (uint32_t o = 0; o < j->sched.n_seqs; o++) {
+        const struct sched_seq *q = &j->sched.seqs[o];
+        uint32_t                n = j->sched.n_common + q->n_held;
+
+        for (uint32_t i = from; o != k && q->state == SCHED_LIVE && i <= to
+                                && i < n; i++)
+        {
+            assert_true(j->pages[o][i] != j->pages[k][i]
+                        || (q->shares && !j->sched.seqs[k].shares
+                            && i == n - 1));
+        }
+    }
+}
+
+
 /* Computes what was planned, and says a token wherever nothing is missing. */
 static void
 sim_compute(struct sim *s, struct sim_job *j)
@@ -248,6 +268,10 @@ sim_compute(struct sim *s, struct sim_job *j)
         assert_true(q->n_done <= q->n_tok);
         assert_true(q->n_run == 0 || (j->sched.n_common + q->n_held) * page_tok
                                      >= q->n_done);
+
+        if (q->n_run > 0) {
+            check_writes(j, k, before / page_tok, (q->n_done - 1) / page_tok);
+        }
 
         for (uint32_t i = before / page_tok; i < q->n_done / page_tok; i++) {
             struct kv_name name = name_of(s, j, k, i);
