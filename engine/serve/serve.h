@@ -14,9 +14,10 @@
  *
  *   ASSEMBLING -> PREPARING -> WAITING <-> RUNNING -> FLUSHING
  *
- * serve/channel.c knows workers, serve/job.c the life of a job, serve/step.c
- * the model, serve/answer.c what is said, serve/pages.c where in the model the
- * keys of a job are.  What is here is shared by these files and by no others.
+ * serve/channel.c knows workers, serve/job.c the life of a job,
+ * serve/choices.c what its answers begin with, serve/step.c the model,
+ * serve/answer.c what is said, serve/pages.c where in the model the keys of a
+ * job are.  What is here is shared by these files and by no others.
  */
 #ifndef MOE_SERVE_H
 #define MOE_SERVE_H
@@ -206,6 +207,12 @@ void serve_channel_put(struct channel *c, const struct abi_frame *f,
 
 /* serve/job.c */
 
+static inline struct abi_frame
+serve_job_frame(const struct job *j)
+{
+    return (struct abi_frame) { .slot = j->slot, .gen = j->gen };
+}
+
 struct job *serve_job_begin(struct serve *s, struct channel *c, uint16_t slot,
                             uint64_t gen);
 /* A fragment of the request; the last one starts it. */
@@ -231,6 +238,14 @@ void serve_job_error(struct serve *s, struct job *j,
                      const struct serve_refusal *why);
 /* Nobody is there to be told. */
 void serve_job_lost(struct serve *s, struct job *j);
+
+/* serve/choices.c */
+
+/* All the memory that the job's choices will need; 0, or -1: there is none. */
+int serve_choices_begin(const struct serve *s, struct job *j);
+/* A completion's prompt in front of its answer, of every choice; 0, or -1: no
+ * memory. */
+int serve_choices_echo(const struct serve *s, struct job *j);
 
 /* serve/pages.c */
 
