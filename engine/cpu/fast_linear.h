@@ -6,8 +6,9 @@
  * tiles.  An output is one chain of fused multiply-adds over the columns in
  * order, begun at 0 or at y itself (add); where the chain pauses, so that the
  * columns of R tiles stay in L1 for all rows, it is kept in y, exactly: neither
- * blocks nor rows change a bit (D6).  T = 1 is bound by memory: R = 4 tiles are
- * four streams and enough chains to hide the latency of the additions.
+ * blocks nor rows change a bit (D6).  Few rows are bound by memory: they pass
+ * once, over R = 4 tiles, four streams and enough chains to hide the latency of
+ * the additions.
  */
 #define VECS            (TILE / VEC_N)      /* vectors to a tile */
 #define INLINE          static inline __attribute__((always_inline))
@@ -15,18 +16,21 @@
 #define BLOCK_COLS      512         /* of many rows; even */
 #define T_MOST          12
 
-/* With so few rows the weights come from memory, and are asked for early. */
-#define T_STREAM        4
-#define AHEAD           1024        /* bytes */
-
-/* R_MANY x T_MANY sums, 2 R_MANY weights and a broadcast fit. */
+/* R_MANY x T_MANY sums, 2 R_MANY weights and a broadcast fit, and so do those
+ * of four tiles and T_FEW rows.  T_STREAM rows may be the only ones, whose
+ * weights come from memory, and are asked for early. */
 #if VEC_REGS == 32
 #define R_MANY          2
 #define T_MANY          12
+#define T_FEW           5
+#define T_STREAM        5
 #else
 #define R_MANY          1
 #define T_MANY          4
+#define T_FEW           1
+#define T_STREAM        4
 #endif
+#define AHEAD           1024        /* bytes */
 
 struct block {
     const uint8_t *w[4];        /* tiles, from the first column on */
@@ -258,15 +262,31 @@ tiles_one(const struct linear *a, uint32_t tile, uint32_t row0, uint32_t row1,
 }
 
 
+/* Four tiles, up to T_FEW rows. */
+static void
+tiles_few(const struct linear *a, uint32_t tile, uint32_t row0, uint32_t row1)
+{
+    switch (row1 - row0) {
+#if T_FEW > 1
+    case 2:  block_run(a, tile, row0, 0, a->n_in, 4, 2); break;
+    case 3:  block_run(a, tile, row0, 0, a->n_in, 4, 3); break;
+    case 4:  block_run(a, tile, row0, 0, a->n_in, 4, 4); break;
+    case 5:  block_run(a, tile, row0, 0, a->n_in, 4, 5); break;
+#endif
+    default: block_run(a, tile, row0, 0, a->n_in, 4, 1); break;
+    }
+}
+
+
 static void
 fast_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
             uint32_t row0, uint32_t row1)
 {
     uint32_t tile = tile0;
 
-    if (row1 - row0 == 1) {
+    if (row1 - row0 <= T_FEW) {
         for ( ; tile + 4 <= tile1; tile += 4) {
-            block_run(a, tile, row0, 0, a->n_in, 4, 1);
+            tiles_few(a, tile, row0, row1);
         }
     }
 
