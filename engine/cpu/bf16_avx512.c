@@ -10,7 +10,8 @@
  * Rows are rounded into a panel on the stack, which stays in L2.  A block is R
  * tiles by T rows in registers over BLOCK_PAIRS pairs: with T = 12 an element
  * of W is used 12 times for one load, with few rows the weights stream past
- * and the rows stay in L1.
+ * and the rows stay in L1.  Where rows make several parts, two tiles of a block
+ * (16 KiB) stay in L1 too, and its first parts ask for the next block's.
  */
 #include <immintrin.h>
 
@@ -19,19 +20,21 @@
 
 #define INLINE          static inline __attribute__((always_inline))
 
-#define BLOCK_PAIRS     256
-#define PANEL_STRIDE    272     /* pairs: rows fall on different sets of L1 */
-#define PANEL_BLOCKS    160     /* rows * blocks of columns: 170 KiB */
+#define BLOCK_PAIRS     128
+#define PANEL_STRIDE    144     /* pairs: rows fall on different sets of L1 */
+#define PANEL_BLOCKS    320     /* rows * blocks of columns: 180 KiB */
 #define PANEL_ROWS      120
 #define T_MAX           12
 
-/* With so few rows the weights come from memory, and are asked for early. */
-#define T_STREAM        4
-#define AHEAD           512     /* bytes */
+/* Up to so many rows pass four tiles once, whose weights are asked for here. */
+#define T_STREAM        6
+#define AHEAD           1024    /* bytes */
 
 struct block {
     const uint8_t  *w;          /* first tile's pairs of this block */
     size_t          w_tile;     /* bytes from tile to tile */
+    const uint8_t  *ask[2];     /* weights to be asked for, of two tiles */
+    size_t          step[2];    /* on to the next; 0: nothing is */
     const uint32_t *x;          /* (T, PANEL_STRIDE) pairs */
     uint32_t        n_pairs;
     uint32_t        n_out;      /* outputs from the first tile on */
@@ -81,9 +84,9 @@ block_run(const struct block *b, int R, int T)
 
             w[r] = (__m512bh) _mm512_loadu_si512(p);
 
-            if (T <= T_STREAM) {
-                _mm_prefetch((const char *) p + AHEAD, _MM_HINT_T0);
-            }
+            _mm_prefetch((const char *) (R == 4 ? p + AHEAD
+                                         : b->ask[r] + i * b->step[r]),
+                         _MM_HINT_T0);
         }
 
 #pragma GCC unroll 12
@@ -183,14 +186,20 @@ panel_fill(struct panel *p, const struct linear *a)
 }
 
 
-/* One block of columns for all rows, in parts of nearly equal size. */
+/* One block of columns for all rows, in parts of nearly equal size.  The first
+ * part asks for the next weights of one tile, the second for the other's. */
 static void
-run_rows(struct block b, uint32_t n, const block_fn *run)
+run_rows(struct block b, uint32_t n, const uint8_t *next, const block_fn *run)
 {
     uint32_t n_parts = (n + T_MAX - 1) / T_MAX, done = 0;
 
     for (uint32_t i = 1; i <= n_parts; i++) {
         uint32_t T = n * i / n_parts - done;
+
+        for (uint32_t r = 0; r < 2; r++) {
+            b.ask[r] = next + b.w_tile * r;
+            b.step[r] = n_parts == 1 || i == r + 1 ? TILE * 4 : 0;
+        }
 
         run[T](&b);
         b.x += (size_t) PANEL_STRIDE * T;
@@ -200,9 +209,10 @@ run_rows(struct block b, uint32_t n, const block_fn *run)
 }
 
 
+/* R tiles. */
 static void
 panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
-          const block_fn *run)
+          uint32_t R, const block_fn *run)
 {
     struct block b = {
         .w_tile = tile_bytes(DTYPE_BF16, a->n_in),
@@ -210,16 +220,21 @@ panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
         .y = a->y + a->y_stride * p->row + tile * TILE,
         .y_stride = a->y_stride
     };
+    const uint8_t *w = a->w + b.w_tile * tile + (size_t) p->col / 2 * TILE * 4;
 
     for (uint32_t at = 0; at < p->n_cols; at += 2 * BLOCK_PAIRS) {
-        uint32_t left = (p->n_cols - at + 1) / 2;
+        uint32_t       left = (p->n_cols - at + 1) / 2;
+        const uint8_t *next;
 
-        b.w = a->w + b.w_tile * tile + (size_t) (p->col + at) / 2 * TILE * 4;
+        b.w = w + (size_t) at / 2 * TILE * 4;
         b.x = p->x + (size_t) at / (2 * BLOCK_PAIRS) * p->n_rows
                      * PANEL_STRIDE;
         b.n_pairs = left < BLOCK_PAIRS ? left : BLOCK_PAIRS;
         b.go_on = a->add || p->col + at != 0;
-        run_rows(b, p->n_rows, run);
+        next = p->n_rows <= T_MAX ? b.w + AHEAD
+               : left > BLOCK_PAIRS ? b.w + BLOCK_PAIRS * TILE * 4
+                                    : w + b.w_tile * R;
+        run_rows(b, p->n_rows, next, run);
     }
 }
 
@@ -228,15 +243,15 @@ static void
 panel_run_tiles(const struct panel *p, const struct linear *a, uint32_t tile0,
                 uint32_t tile1)
 {
-    uint32_t        R = p->n_rows <= 6 ? 4 : 2, tile = tile0;
+    uint32_t        R = p->n_rows <= T_STREAM ? 4 : 2, tile = tile0;
     const block_fn *many = R == 4 ? block_4 : block_2;
 
     for ( ; tile + R <= tile1; tile += R) {
-        panel_run(p, a, tile, many);
+        panel_run(p, a, tile, R, many);
     }
 
     for ( ; tile < tile1; tile++) {
-        panel_run(p, a, tile, block_1);
+        panel_run(p, a, tile, 1, block_1);
     }
 }
 
