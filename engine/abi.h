@@ -39,7 +39,7 @@
 #include <stdint.h>
 
 #define ABI_MAGIC           0x31454f4d78676eULL     /* "ngxMOE1" */
-#define ABI_MAJOR           3       /* differs: refused */
+#define ABI_MAJOR           4       /* differs: refused */
 #define ABI_MINOR           0       /* the smaller of both is spoken */
 
 /* Feature bits: both sides send theirs, the AND of them is used. */
@@ -276,6 +276,11 @@ struct abi_request {
     uint32_t    deadline_ms;    /* from arrival to the first token, else it
                                    ends in an error; 0: none */
     uint32_t    n_prompt_top;   /* 0 .. ABI_TOP_LOGPROBS_MAX */
+    uint8_t     id[16];         /* its name in logs; random */
+    uint8_t     trace_id[16];   /* W3C trace context ... */
+    uint8_t     span_id[8];     /* ... in which this is its parent */
+    uint32_t    trace_flags;    /* 0 .. 255 */
+    uint32_t    zero;
 };
 
 struct abi_resume {
@@ -383,7 +388,7 @@ static_assert(sizeof(struct abi_welcome) == 312, "abi_welcome");
 static_assert(sizeof(struct abi_refuse) == 264, "abi_refuse");
 static_assert(sizeof(struct abi_frame) == 16, "abi_frame");
 static_assert(sizeof(struct abi_credit) == 8, "abi_credit");
-static_assert(sizeof(struct abi_request) == 96, "abi_request");
+static_assert(sizeof(struct abi_request) == 144, "abi_request");
 static_assert(sizeof(struct abi_bias) == 8, "abi_bias");
 static_assert(sizeof(struct abi_resume) == 16, "abi_resume");
 static_assert(sizeof(struct abi_start) == 16, "abi_start");

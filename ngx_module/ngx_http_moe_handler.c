@@ -25,6 +25,7 @@ static ngx_int_t ngx_http_moe_body_parse(ngx_http_moe_ctx_t *ctx,
 static ngx_int_t ngx_http_moe_operator(ngx_http_moe_ctx_t *ctx);
 static int32_t ngx_http_moe_priority(ngx_http_request_t *r,
     ngx_str_t *value);
+static ngx_int_t ngx_http_moe_names(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_id(ngx_http_moe_ctx_t *ctx);
 static ngx_int_t ngx_http_moe_id_kept(ngx_http_moe_ctx_t *ctx, u_char *p,
     const u_char *random);
@@ -272,6 +273,10 @@ ngx_http_moe_body_handler(ngx_http_request_t *r)
     rc = ngx_http_moe_body_read(r, &body);
 
     if (rc == NGX_OK) {
+        rc = ngx_http_moe_names(ctx);
+    }
+
+    if (rc == NGX_OK) {
         rc = ngx_http_moe_body_parse(ctx, &body);
 
         /* A copy goes at once, it may be large. */
@@ -484,22 +489,44 @@ ngx_http_moe_priority(ngx_http_request_t *r, ngx_str_t *value)
 }
 
 
+/* By which the engine's log speaks of it. */
+
+static ngx_int_t
+ngx_http_moe_names(ngx_http_moe_ctx_t *ctx)
+{
+    struct abi_request    *abi;
+    ngx_http_moe_trace_t  *trace;
+
+    abi = &ctx->params.abi;
+    trace = ngx_http_moe_trace(ctx->request);
+
+    if (trace == NULL
+        || getrandom(abi->id, sizeof(abi->id), GRND_NONBLOCK)
+           != sizeof(abi->id))
+    {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    ngx_memcpy(abi->trace_id, trace->id, sizeof(abi->trace_id));
+    ngx_memcpy(abi->span_id, trace->span, sizeof(abi->span_id));
+    abi->trace_flags = trace->flags;
+
+    return NGX_OK;
+}
+
+
 static ngx_int_t
 ngx_http_moe_id(ngx_http_moe_ctx_t *ctx)
 {
     size_t        n;
-    u_char       *p;
-    u_char        random[NGX_HTTP_MOE_SECRET_LEN];
+    u_char       *p, *random;
     const char   *prefix;
 
-    if (getrandom(random, sizeof(random), GRND_NONBLOCK) != sizeof(random)) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
+    random = ctx->params.abi.id;
     prefix = (ctx->api == &ngx_http_moe_api_chat) ? "chatcmpl-" : "cmpl-";
     n = ngx_strlen(prefix);
 
-    p = ngx_pnalloc(ctx->request->pool, n + 2 * sizeof(random)
+    p = ngx_pnalloc(ctx->request->pool, n + 2 * NGX_HTTP_MOE_SECRET_LEN
                                         + 2 * NGX_HTTP_MOE_TAG_LEN);
     if (p == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
@@ -507,7 +534,7 @@ ngx_http_moe_id(ngx_http_moe_ctx_t *ctx)
 
     ctx->id.data = p;
     p = ngx_cpymem(p, prefix, n);
-    p = ngx_hex_dump(p, random, sizeof(random));
+    p = ngx_hex_dump(p, random, NGX_HTTP_MOE_SECRET_LEN);
     ctx->id.len = (size_t) (p - ctx->id.data);
 
     return ngx_http_moe_id_kept(ctx, p, random);

@@ -1,6 +1,6 @@
 /*
  * ngx_http_moe_headers.c - response headers that every answer of such a
- * location carries, whoever makes it: CORS and the request's id.
+ * location carries, whoever makes it: CORS, the request's id and its trace.
  *
  * In: the request's headers and moe_cors.  Out: headers; and the answer to a
  * browser's preflight, which comes without credentials and so is given before
@@ -14,6 +14,7 @@
 
 
 static ngx_int_t ngx_http_moe_preflight(ngx_http_request_t *r);
+static ngx_int_t ngx_http_moe_traceresponse(ngx_http_request_t *r);
 static ngx_int_t ngx_http_moe_cors_add(ngx_http_request_t *r,
     ngx_http_moe_loc_conf_t *mlcf);
 static ngx_uint_t ngx_http_moe_cors_allows(ngx_http_moe_loc_conf_t *mlcf,
@@ -59,17 +60,18 @@ ngx_http_moe_header_lit(ngx_http_request_t *r, const char *key,
 }
 
 
-/* NULL, or the first header of the request with that (lower case) name. */
+/* NULL, or the nth header of the request, from 0, with that (lower case)
+ * name. */
 
 ngx_str_t *
-ngx_http_moe_header_in(ngx_http_request_t *r, const char *key)
+ngx_http_moe_header_nth(ngx_http_request_t *r, const char *key, ngx_uint_t n)
 {
-    size_t            n;
+    size_t            len;
     ngx_uint_t        i;
     ngx_list_part_t  *part;
     ngx_table_elt_t  *h;
 
-    n = ngx_strlen(key);
+    len = ngx_strlen(key);
     part = &r->headers_in.headers.part;
     h = part->elts;
 
@@ -85,8 +87,9 @@ ngx_http_moe_header_in(ngx_http_request_t *r, const char *key)
             i = 0;
         }
 
-        if (h[i].key.len == n
-            && ngx_strncasecmp(h[i].key.data, (u_char *) key, n) == 0)
+        if (h[i].key.len == len
+            && ngx_strncasecmp(h[i].key.data, (u_char *) key, len) == 0
+            && n-- == 0)
         {
             return &h[i].value;
         }
@@ -138,6 +141,12 @@ ngx_http_moe_headers(ngx_http_request_t *r)
         return NGX_ERROR;
     }
 
+    if (ngx_http_moe_header_in(r, "traceparent")
+        && ngx_http_moe_traceresponse(r) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
     if (ctx && ngx_http_moe_limit_headers(ctx) != NGX_OK) {
         return NGX_ERROR;
     }
@@ -147,6 +156,26 @@ ngx_http_moe_headers(ngx_http_request_t *r)
     }
 
     return ngx_http_moe_cors_add(r, mlcf);
+}
+
+
+/* To a client that traces: in which trace we are, with which span. */
+
+static ngx_int_t
+ngx_http_moe_traceresponse(ngx_http_request_t *r)
+{
+    ngx_str_t              value;
+    ngx_http_moe_trace_t  *trace;
+
+    trace = ngx_http_moe_trace(r);
+    if (trace == NULL) {
+        return NGX_ERROR;
+    }
+
+    value.data = trace->parent;
+    value.len = NGX_HTTP_MOE_TRACEPARENT_LEN;
+
+    return ngx_http_moe_header_add(r, "traceresponse", &value);
 }
 
 
@@ -190,7 +219,7 @@ ngx_http_moe_cors_add(ngx_http_request_t *r, ngx_http_moe_loc_conf_t *mlcf)
         return ngx_http_moe_header_lit(r, "Access-Control-Expose-Headers",
                    "X-Request-ID, Retry-After, RateLimit, RateLimit-Policy, "
                    "X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens, "
-                   "X-RateLimit-Reset-Tokens");
+                   "X-RateLimit-Reset-Tokens, traceresponse");
     }
 
     /* Reflected: "*" would not cover Authorization. */

@@ -245,6 +245,28 @@ ngx_http_moe_text_float(ngx_http_moe_text_t *text, float f)
 }
 
 
+/* n bytes from 2 n digits; NGX_ERROR: some are none. */
+
+ngx_int_t
+ngx_http_moe_hex(u_char *dst, u_char *src, size_t n)
+{
+    size_t     i;
+    ngx_int_t  b;
+
+    for (i = 0; i < n; i++) {
+        b = ngx_hextoi(src + 2 * i, 2);
+
+        if (b == NGX_ERROR) {
+            return NGX_ERROR;
+        }
+
+        dst[i] = (u_char) b;
+    }
+
+    return NGX_OK;
+}
+
+
 /* How deep arrays and objects are nested, before a parser recurses. */
 
 ngx_uint_t

@@ -233,7 +233,7 @@ static ngx_int_t
 ngx_http_moe_limit_line(ngx_shm_zone_t *zone, u_char *p, u_char *last)
 {
     u_char     *space, key[NGX_HTTP_MOE_KEY_MAX];
-    ngx_int_t   window, used, c;
+    ngx_int_t   window, used;
     ngx_str_t   s;
 
     space = ngx_strlchr(p, last, ' ');
@@ -253,7 +253,6 @@ ngx_http_moe_limit_line(ngx_shm_zone_t *zone, u_char *p, u_char *last)
     p = space + 1;
 
     s.data = key;
-    s.len = 0;
 
     if (window <= 0 || used <= 0 || p == last || (last - p) % 2 != 0
         || last - p > 2 * NGX_HTTP_MOE_KEY_MAX)
@@ -261,13 +260,10 @@ ngx_http_moe_limit_line(ngx_shm_zone_t *zone, u_char *p, u_char *last)
         return NGX_ERROR;
     }
 
-    for ( /* void */ ; p < last; p += 2) {
-        c = ngx_hextoi(p, 2);
-        if (c == NGX_ERROR) {
-            return NGX_ERROR;
-        }
+    s.len = (size_t) (last - p) / 2;
 
-        key[s.len++] = (u_char) c;
+    if (ngx_http_moe_hex(key, p, s.len) != NGX_OK) {
+        return NGX_ERROR;
     }
 
     return ngx_http_moe_limit_restore(zone, &s, (ngx_uint_t) window, used);

@@ -251,6 +251,20 @@ typedef struct {
 } ngx_http_moe_params_t;
 
 
+/* A request's place in a trace: see trace.c. */
+
+#define NGX_HTTP_MOE_SPAN_LEN         8
+#define NGX_HTTP_MOE_TRACEPARENT_LEN  55
+
+typedef struct {
+    u_char                     id[16];
+    u_char                     span[NGX_HTTP_MOE_SPAN_LEN];     /* ours */
+    u_char                     flags;
+    u_char                     parent[NGX_HTTP_MOE_TRACEPARENT_LEN];
+    ngx_str_t                  state;           /* empty: none */
+} ngx_http_moe_trace_t;
+
+
 /* An event that has been checked. */
 
 typedef struct {
@@ -541,6 +555,7 @@ void ngx_http_moe_text_json(ngx_http_moe_text_t *text, const u_char *data,
     size_t n);
 void ngx_http_moe_text_uint(ngx_http_moe_text_t *text, uint64_t n);
 void ngx_http_moe_text_float(ngx_http_moe_text_t *text, float f);
+ngx_int_t ngx_http_moe_hex(u_char *dst, u_char *src, size_t n);
 ngx_uint_t ngx_http_moe_json_depth(const u_char *p, size_t n);
 
 #define ngx_http_moe_text_lit(text, lit)                                      \
@@ -564,11 +579,17 @@ ngx_int_t ngx_http_moe_header_add(ngx_http_request_t *r, const char *key,
     ngx_str_t *value);
 ngx_int_t ngx_http_moe_header_lit(ngx_http_request_t *r, const char *key,
     const char *value);
-ngx_str_t *ngx_http_moe_header_in(ngx_http_request_t *r, const char *key);
+ngx_str_t *ngx_http_moe_header_nth(ngx_http_request_t *r, const char *key,
+    ngx_uint_t n);
 ngx_str_t *ngx_http_moe_request_id(ngx_http_request_t *r);
 ngx_int_t ngx_http_moe_headers(ngx_http_request_t *r);
 char *ngx_http_moe_cors(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 ngx_int_t ngx_http_moe_headers_init(ngx_conf_t *cf);
+
+#define ngx_http_moe_header_in(r, key)  ngx_http_moe_header_nth(r, key, 0)
+
+/* trace.c */
+ngx_http_moe_trace_t *ngx_http_moe_trace(ngx_http_request_t *r);
 
 /* params.c */
 #define NGX_HTTP_MOE_CHAT         0x01

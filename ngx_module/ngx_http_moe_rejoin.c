@@ -106,27 +106,18 @@ ngx_http_moe_rejoin_handler(ngx_http_request_t *r, ngx_str_t *id)
 static ngx_int_t
 ngx_http_moe_rejoin_id(ngx_str_t *id, u_char *bytes)
 {
-    size_t      i, n;
-    u_char     *p;
-    ngx_int_t   b;
+    size_t   n;
+    u_char  *p;
 
     n = NGX_HTTP_MOE_SECRET_LEN + NGX_HTTP_MOE_TAG_LEN;
 
     p = ngx_strlchr(id->data, id->data + id->len, '-');
     p = p ? p + 1 : id->data;
 
-    if ((size_t) (id->data + id->len - p) != 2 * n) {
+    if ((size_t) (id->data + id->len - p) != 2 * n
+        || ngx_http_moe_hex(bytes, p, n) != NGX_OK)
+    {
         return NGX_DECLINED;
-    }
-
-    for (i = 0; i < n; i++) {
-        b = ngx_hextoi(p + 2 * i, 2);
-
-        if (b == NGX_ERROR) {
-            return NGX_DECLINED;
-        }
-
-        bytes[i] = (u_char) b;
     }
 
     return NGX_OK;

@@ -14,6 +14,10 @@
 
 static ngx_int_t ngx_http_moe_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_moe_variable_trace(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+static void ngx_http_moe_variable_str(ngx_http_variable_value_t *v,
+    u_char *data, size_t len);
 static ngx_int_t ngx_http_moe_variable_number(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, const char *fmt, uint64_t a, uint64_t b);
 static const char *ngx_http_moe_variable_reason(ngx_http_moe_ctx_t *ctx);
@@ -30,7 +34,10 @@ enum {
     NGX_HTTP_MOE_VAR_DELIVERED,
     NGX_HTTP_MOE_VAR_QUEUE_TIME,
     NGX_HTTP_MOE_VAR_FIRST_TOKEN_TIME,
-    NGX_HTTP_MOE_VAR_REASON
+    NGX_HTTP_MOE_VAR_REASON,
+    NGX_HTTP_MOE_VAR_TRACEPARENT,
+    NGX_HTTP_MOE_VAR_TRACESTATE,
+    NGX_HTTP_MOE_VAR_TRACE_ID
 };
 
 
@@ -68,6 +75,15 @@ static ngx_http_variable_t  ngx_http_moe_vars[] = {
 
     { ngx_string("moe_finish_reason"), NULL, ngx_http_moe_variable,
       NGX_HTTP_MOE_VAR_REASON, NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("moe_traceparent"), NULL, ngx_http_moe_variable_trace,
+      NGX_HTTP_MOE_VAR_TRACEPARENT, 0, 0 },
+
+    { ngx_string("moe_tracestate"), NULL, ngx_http_moe_variable_trace,
+      NGX_HTTP_MOE_VAR_TRACESTATE, 0, 0 },
+
+    { ngx_string("moe_trace_id"), NULL, ngx_http_moe_variable_trace,
+      NGX_HTTP_MOE_VAR_TRACE_ID, 0, 0 },
 
       ngx_http_null_variable
 };
@@ -145,11 +161,7 @@ ngx_http_moe_variable(ngx_http_request_t *r, ngx_http_variable_value_t *v,
     }
 
     if (s.len) {
-        v->data = s.data;
-        v->len = (unsigned) s.len;
-        v->valid = 1;
-        v->no_cacheable = 0;
-        v->not_found = 0;
+        ngx_http_moe_variable_str(v, s.data, s.len);
         return NGX_OK;
     }
 
@@ -200,11 +212,58 @@ ngx_http_moe_variable_number(ngx_http_request_t *r,
         return NGX_ERROR;
     }
 
-    v->data = p;
-    v->len = (unsigned) (ngx_snprintf(p, NGX_HTTP_MOE_VAR_INT, fmt, a, b) - p);
+    ngx_http_moe_variable_str(v, p,
+        (size_t) (ngx_snprintf(p, NGX_HTTP_MOE_VAR_INT, fmt, a, b) - p));
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_moe_variable_str(ngx_http_variable_value_t *v, u_char *data,
+    size_t len)
+{
+    v->data = data;
+    v->len = (unsigned) len;
     v->valid = 1;
     v->no_cacheable = 0;
     v->not_found = 0;
+}
+
+
+/* Of any request, also one that is not ours, e.g. for proxy_set_header. */
+
+static ngx_int_t
+ngx_http_moe_variable_trace(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    ngx_http_moe_trace_t  *trace;
+
+    trace = ngx_http_moe_trace(r);
+    if (trace == NULL) {
+        return NGX_ERROR;
+    }
+
+    switch (data) {
+
+    case NGX_HTTP_MOE_VAR_TRACEPARENT:
+        ngx_http_moe_variable_str(v, trace->parent,
+                                  NGX_HTTP_MOE_TRACEPARENT_LEN);
+        break;
+
+    case NGX_HTTP_MOE_VAR_TRACE_ID:
+        ngx_http_moe_variable_str(v, trace->parent + 3,
+                                  2 * sizeof(trace->id));
+        break;
+
+    default:
+        if (trace->state.len == 0) {
+            v->not_found = 1;
+            break;
+        }
+
+        ngx_http_moe_variable_str(v, trace->state.data, trace->state.len);
+    }
 
     return NGX_OK;
 }

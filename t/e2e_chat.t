@@ -11,7 +11,7 @@ use Test::More;
 use Moe;
 
 my $moe = Moe->new;
-$moe->engine;
+$moe->engine(args => ['--log-level', 'info']);
 $moe->nginx(http => <<'CONF')->wait_ready;
     gzip on; gzip_types text/event-stream; gzip_min_length 0;
 CONF
@@ -49,6 +49,31 @@ SKIP: {
     like(join('', map { $_->{content} // '' } deltas($out)), qr/\b632\b/,
          'curl: content');
     like($out, qr/"finish_reason":\s*"stop"/, 'curl: finish_reason');
+}
+
+
+# -- the engine's log ------------------------------------------------------
+
+{
+    my $trace = '4bf92f3577b34da6a3ce929d0e0e4736';
+    my $c = $moe->stream('/v1/chat/completions', $ask, traceparent =>
+                         "00-$trace-00f067aa0ba902b7-01");
+    my ($span) = $c->{headers}{traceresponse} =~ /^00-$trace-(\w{16})-01$/;
+    my ($id) = $c->event->{json}{id} =~ /^chatcmpl-(\w{32})$/;
+    my $usage = $c->collect->{usage};
+    my ($line) = Moe::slurp("$moe->{dir}/engine.log") =~ /(request $id.*)/;
+    like($line, qr/^request $id of worker \d+, trace $trace-$span: done; /,
+         'one line has the names of the request and of its trace');
+    my ($in, $out) = @$usage{qw(prompt_tokens completion_tokens)};
+    like($line, qr/: done; $in tokens of prompt, \d+ cached, $out said; /,
+         'and its tokens');
+    $c = $moe->stream('/v1/chat/completions', $ask);
+    ($id) = $c->event->{json}{id} =~ /^chatcmpl-(\w{32})$/;
+    $c->close;
+    $moe->until('the line about its end', sub {
+        Moe::slurp("$moe->{dir}/engine.log")
+            =~ /request $id of worker \d+, trace \w+-\w+: cancelled; / });
+    pass('also of one that was cancelled');
 }
 
 

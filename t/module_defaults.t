@@ -50,12 +50,28 @@ $moe->nginx(engine => 'ping 50ms; queue_timeout 700ms;', server => <<'CONF',
         error_page 503 =200 @other;
     }
     location @other { return 200 elsewhere; }
+    location /cloud/ {
+        moe_pass gone;
+        error_page 503 = @cloud;
+        access_log %%DIR%%/trace.log trace;
+    }
+    location @cloud {
+        proxy_pass http://127.0.0.1:$server_port/echo;
+        proxy_set_header traceparent $moe_traceparent;
+        proxy_set_header tracestate $moe_tracestate;
+        access_log %%DIR%%/trace.log trace;
+    }
+    location = /echo { return 200 "$http_traceparent|$http_tracestate"; }
+    location = /any { return 200 "$moe_traceparent $moe_trace_id"; }
     location /one/ { moe_pass main; limit_req zone=one; limit_req_status 429; }
     location /denied/ { moe_pass main; deny all; }
     client_header_buffer_size 1k;
     large_client_header_buffers 2 1k;
 CONF
-    http => 'limit_req_zone $server_addr zone=one:32k rate=1r/m;');
+    http => 'limit_req_zone $server_addr zone=one:32k rate=1r/m;
+             moe_engine gone { socket unix:%%DIR%%/gone; }
+             log_format trace "$moe_traceparent $moe_trace_id '
+            . '<$moe_tracestate>";');
 $moe->wait_ready;
 my ($worker) = $moe->workers;
 
@@ -102,6 +118,97 @@ like $moe->stream(chat('tokens=1'))->{headers}{'x-request-id'},
 like $moe->stream(chat('tokens=1'), 'X-Request-ID' => "a b")
          ->{headers}{'x-request-id'}, qr/^chatcmpl-/,
      'also where the client had none that can be sent';
+
+
+# -- trace context ---------------------------------------------------------
+
+my $t = '4bf92f3577b34da6a3ce929d0e0e4736';
+my $s = '00f067aa0ba902b7';
+my $hex = qr/[0-9a-f]/;
+
+# What the engine has had, and the traceresponse.
+sub traced {
+    my (%headers) = @_;
+    my ($path, $body) = chat('dump');
+    delete $body->{stream};
+    my $r = $moe->post($path, $body, %headers);
+    my ($id, @trace) = $r->{json}{choices}[0]{message}{content}
+        =~ / id=($hex{32}) trace=($hex{32})-($hex{16})-($hex{2})/;
+    is $r->{json}{id}, "chatcmpl-$id", 'the engine has the id';
+    return ($r->{headers}{traceresponse} // '', @trace);
+}
+
+{
+    my ($back, @got) = traced(traceparent => "00-$t-$s-01");
+    is $got[0], $t, 'the trace goes on in the engine';
+    isnt $got[1], $s, 'with a new span';
+    is $got[2], '01', 'and is sampled as before';
+    is $back, "00-$t-$got[1]-01", 'traceresponse has the span';
+    is((traced(traceparent => "00-$t-$s-ff"))[3], '03',
+       'flags that are not known are not passed on');
+    is((traced(traceparent => "cc-$t-$s-01-more"))[1], $t,
+       'a later version may have more');
+    is((traced(traceparent => "cc-$t-$s-00"))[1], $t, 'or not');
+
+    my %seen;
+    my @bad = ("00-$t-$s", "00-$t-$s-01-more", "00-$t-$s-01-", "ff-$t-$s-01",
+               "0-$t-$s-001", "00-\U$t\E-$s-01", "00-$t-\U$s\E-01",
+               '00-' . 0 x 32 . "-$s-01", "00-$t-" . 0 x 16 . '-01',
+               "00_$t-$s-01", "00-$t-$s-0g", "cc-$t-$s-01more", 'x' x 55, 'x',
+               "00-$t-$s-01\r\ntraceparent: 00-$t-$s-01");
+    for (@bad) {
+        my ($back, @new) = traced(traceparent => $_);
+        ok $new[0] ne $t && !$seen{ $new[0] }++ && $new[2] eq '02'
+           && $back eq join('-', '00', @new), 'a new trace for one that is none'
+            or diag "$_: $back, @new";
+    }
+    ($back, @got) = traced();
+    is $back, '', 'no traceresponse for who does not trace';
+    like $got[0], qr/^(?!0{32})/, 'who has a trace all the same';
+    isnt((traced())[1], $got[0], 'of its own');
+}
+
+# An error, and where an error_page leads.
+like $moe->post('/v1/chat/completions', '{', traceparent => "00-$t-$s-00")
+         ->{headers}{traceresponse}, qr/^00-$t-$hex{16}-00$/, 'an error has it';
+
+sub elsewhere {
+    my (%headers) = @_;
+    my ($path, $body) = chat('tokens=1');
+    my $r = $moe->post($path =~ s/v1/cloud/r, $body, %headers);
+    return split /\|/, $r->{body}, 2;
+}
+
+{
+    my ($parent, $state) = elsewhere(traceparent => "00-$t-$s-01",
+                                     tracestate => 'a=1,b@c=2');
+    like $parent, qr/^00-$t-(?!$s)$hex{16}-01$/,
+         'to another cluster: the trace';
+    is $state, 'a=1,b@c=2', 'and its state';
+    my ($line) = reverse split /\n/, Moe::slurp("$moe->{dir}/trace.log");
+    is $line, "$parent $t <a=1,b\@c=2>", 'the log has them';
+
+    ($parent, $state) = elsewhere(tracestate => 'a=1');
+    like $parent, qr/^00-$hex{32}-$hex{16}-02$/, 'without one: a new one';
+    is $state, '', 'whose state is not the old one';
+
+    my @states = (["a=1\r\ntracestate: b=2", 'a=1,b=2'], ['a=1 ,', 'a=1 ,'],
+                  [join(',', map { "k$_=v" } 1 .. 32)],
+                  [join(',', map { "k$_=v" } 1 .. 33), ''], ['A=1', ''],
+                  ['a', ''], ['a=', ''], ['=1', ''], ['a=b=c', ''],
+                  ['-a=1', ''], ['1a_-*/@=!~', '1a_-*/@=!~'], ['a=' . 'v' x 256],
+                  ['a=' . 'v' x 257, ''], ['a' x 256 . '=1'],
+                  ['a' x 257 . '=1', ''], [',', ''], ["a=\xe4", '']);
+    for (@states) {
+        my ($sent, $want) = @$_;
+        my $got = (elsewhere(traceparent => "00-$t-$s-01",
+                             tracestate => $sent))[1];
+        is $got, $want // $sent, 'a state that is passed on, or is none: '
+                                 . substr $sent, 0, 20;
+    }
+}
+like $moe->get('/any')->{body}, qr/^00-($hex{32})-$hex{16}-02 \1$/,
+     'the variables are there in any location';
 
 
 # -- CORS ------------------------------------------------------------------

@@ -287,7 +287,6 @@ settle(struct serve *s, struct job *j)
         struct serve_refusal why = { .code = 0 };
 
         err_set(serve_refusal_set(&why, ABI_E_INTERNAL, ""), "%s", j->failed);
-        log_line(LOG_LEVEL_ERROR, "a request ended: %s", j->failed);
         serve_job_error(s, j, &why);
         return;
     }

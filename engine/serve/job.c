@@ -197,6 +197,47 @@ usage_of(const struct job *j)
 }
 
 
+/* n bytes at `to`, as 2 n digits and a NUL. */
+static void
+hex(char *to, const uint8_t *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        snprintf(to + 2 * i, 3, "%02x", p[i]);
+    }
+}
+
+
+/* One line about its end, by the names that the worker's log has for it. */
+static void
+log_end(enum log_level level, const struct job *j, const char *how)
+{
+    const struct abi_request *r = &j->prep.request.abi;
+    const struct abi_usage    u = usage_of(j);
+    char                      id[33], trace[33], span[17];
+
+    if (level > log_max) {
+        return;
+    }
+
+    if (j->state == JOB_PREPARING || r->n_bytes == 0) {
+        log_line(level, "job %u.%llu of worker %d: %s", j->slot,
+                 (unsigned long long) j->gen, j->channel->pid, how);
+        return;
+    }
+
+    hex(id, r->id, sizeof(r->id));
+    hex(trace, r->trace_id, sizeof(r->trace_id));
+    hex(span, r->span_id, sizeof(r->span_id));
+
+    log_line(level, "request %s of worker %d, trace %s-%s: %s; %u tokens of "
+             "prompt, %u cached, %u said; %.3f s queued, %.3f s prefill, "
+             "%.3f s decode", id, j->channel->pid, trace, span, how,
+             u.n_prompt_tok, u.n_cached_tok, u.n_output_tok,
+             (double) u.queue_us / 1e6, (double) u.prefill_us / 1e6,
+             (double) u.decode_us / 1e6);
+}
+
+
 /* A terminal event that overtakes what waits for credit, and the end. */
 static void
 end_at_once(struct serve *s, struct job *j, uint8_t type, const void *a,
@@ -216,6 +257,7 @@ serve_job_cancel(struct serve *s, struct job *j)
 {
     struct abi_usage u = usage_of(j);
 
+    log_end(LOG_LEVEL_INFO, j, "cancelled");
     s->counts.cancelled++;
     end_at_once(s, j, ABI_CANCELLED, &u, sizeof(u), NULL, 0);
 }
@@ -224,6 +266,7 @@ serve_job_cancel(struct serve *s, struct job *j)
 void
 serve_job_lost(struct serve *s, struct job *j)
 {
+    log_end(LOG_LEVEL_INFO, j, "its worker left");
     s->counts.lost++;
     job_free(s, j);
 }
@@ -255,8 +298,8 @@ serve_job_error(struct serve *s, struct job *j,
     memcpy(text, why->err.text, n);
     memcpy(text + n, why->param, n_param);
 
-    log_line(LOG_LEVEL_DEBUG, "job %u.%llu of worker %d: %s", j->slot,
-             (unsigned long long) j->gen, j->channel->pid, why->err.text);
+    log_end(why->code == ABI_E_INTERNAL ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, j,
+            why->err.text);
 
     s->counts.error++;
     end_at_once(s, j, ABI_ERROR, &e, sizeof(e), text, n + n_param);
@@ -544,6 +587,7 @@ finish(struct serve *s, struct job *j)
         return -1;
     }
 
+    log_end(LOG_LEVEL_INFO, j, "done");
     unlist(s, j);
     free_running(s, j);
     buf_free(&j->outbox);

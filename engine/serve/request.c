@@ -333,7 +333,8 @@ serve_request_parse(const char *p, size_t n, uint32_t n_vocab,
 
     if (r->abi.n_bytes != n
         || (r->abi.given & ~(uint32_t) ABI_GIVEN_ALL) != 0
-        || (r->abi.flags & ~(uint32_t) ABI_FLAG_ALL) != 0)
+        || (r->abi.flags & ~(uint32_t) ABI_FLAG_ALL) != 0
+        || r->abi.trace_flags > UINT8_MAX || r->abi.zero != 0)
     {
         return broken(why, "head");
     }

@@ -433,7 +433,8 @@ static const struct field {
     FIELD(n_resumes, uint32_t, 1), FIELD(n_resumes, uint32_t, 2),
     FIELD(n_resumes, uint32_t, UINT32_MAX), FIELD(n_salt, uint32_t, 1),
     FIELD(n_salt, uint32_t, ABI_SALT_MAX + 1),
-    FIELD(n_salt, uint32_t, UINT32_MAX), FIELD(n_prompt_top, uint32_t, 21)
+    FIELD(n_salt, uint32_t, UINT32_MAX), FIELD(n_prompt_top, uint32_t, 21),
+    FIELD(trace_flags, uint32_t, 256), FIELD(zero, uint32_t, 1)
 };
 
 static const struct body {

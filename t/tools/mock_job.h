@@ -99,6 +99,19 @@ request_dump(const struct job *j, struct buf *b)
         buf_addf(b, " stop=<%.*s>", (int) n, (const char *) p + 4);
         p += 4 + ((n + 3) & ~3u);
     }
+    buf_addf(b, " id=");
+    for (size_t i = 0; i < sizeof(r->id); i++) {
+        buf_addf(b, "%02x", r->id[i]);
+    }
+    buf_addf(b, " trace=");
+    for (size_t i = 0; i < sizeof(r->trace_id); i++) {
+        buf_addf(b, "%02x", r->trace_id[i]);
+    }
+    buf_addf(b, "-");
+    for (size_t i = 0; i < sizeof(r->span_id); i++) {
+        buf_addf(b, "%02x", r->span_id[i]);
+    }
+    buf_addf(b, "-%02x", r->trace_flags);
     if (r->n_salt > 0) {
         buf_addf(b, " salt=<%.*s>", (int) r->n_salt, (const char *) p);
     }

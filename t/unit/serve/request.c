@@ -22,7 +22,9 @@ good(char *out)
         .kind = ABI_CHAT, .n_choices = 1, .given = ABI_GIVEN_ALL,
         .max_tokens = 10, .temperature = 1, .top_p = 1, .repetition = 1,
         .n_body = 11, .n_biases = 2, .n_stops = 2, .n_salt = 5,
-        .priority = -3, .deadline_ms = 250
+        .priority = -3, .deadline_ms = 250, .id = { 1, [15] = 2 },
+        .trace_id = { 3, [15] = 4 }, .span_id = { 5, [7] = 6 },
+        .trace_flags = 255
     };
     struct abi_bias    biases[] = { { 7, -100 }, { N_VOCAB - 1, 1.5f } };
     struct { uint32_t n; char s[4]; } stops[] = {
@@ -30,7 +32,7 @@ good(char *out)
     };
     char              *p = out + sizeof(r);
 
-    memset(out, 0, 256);
+    memset(out, 0, 512);
     memcpy(p, body, 11);
     p += 16;
     memcpy(p, biases, sizeof(biases));
@@ -66,7 +68,7 @@ parse(const char *p, size_t n, struct serve_refusal *why)
 static void
 good_request(void **state)
 {
-    char                 bytes[256];
+    char                 bytes[512];
     struct serve_request r;
     struct serve_refusal why;
     size_t               n = good(bytes);
@@ -86,13 +88,16 @@ good_request(void **state)
     assert_memory_equal(r.salt.p, "alice", 5);
     assert_int_equal(r.abi.priority, -3);
     assert_int_equal(r.abi.deadline_ms, 250);
+    assert_int_equal(r.abi.id[15], 2);
+    assert_int_equal(r.abi.trace_id[15], 4);
+    assert_int_equal(r.abi.span_id[7], 6);
 }
 
 
 static void
 every_prefix_is_refused(void **state)
 {
-    char                 bytes[256];
+    char                 bytes[512];
     struct serve_refusal why;
     size_t               n = good(bytes);
 
@@ -104,7 +109,7 @@ every_prefix_is_refused(void **state)
         /* And where the head says that this is all of it. */
         if (k >= sizeof(struct abi_request)) {
             uint32_t short_n = (uint32_t) k;
-            char     cut[256];
+            char     cut[512];
 
             memcpy(cut, bytes, k);
             memcpy(cut, &short_n, sizeof(short_n));
@@ -190,6 +195,9 @@ every_range(void **state)
         { "n", OFF(deadline_ms), 0, 4294967295.0, 1 },
         { "prompt_logprobs", OFF(n_prompt_top), 0, 20, 1 },
         { "prompt_logprobs", OFF(n_prompt_top), 0, 21, 0 },
+        { "n", OFF(trace_flags), 0, 255, 1 },
+        { "", OFF(trace_flags), 0, 256, 0 },
+        { "", OFF(zero), 0, 1, 0 },
         { "", OFF(n_resumes), 0, 1, 0 },
         { "", OFF(n_resumes), 0, 2, 0 },
     };
@@ -198,7 +206,7 @@ every_range(void **state)
 
     for (size_t i = 0; i < BASE_COUNT(fields); i++) {
         const struct field  *f = &fields[i];
-        char                 bytes[256];
+        char                 bytes[512];
         struct serve_refusal why;
         size_t               n = good(bytes);
         float                v = (float) f->v;
@@ -222,7 +230,7 @@ every_range(void **state)
 static void
 ungiven_is_ignored(void **state)
 {
-    char                 bytes[256];
+    char                 bytes[512];
     struct serve_refusal why;
     struct abi_request   r;
     size_t               n = good(bytes);
@@ -257,7 +265,7 @@ biases_and_stops(void **state)
     (void) state;
 
     for (size_t i = 0; i < BASE_COUNT(bad); i++) {
-        char                 bytes[256];
+        char                 bytes[512];
         struct serve_refusal why;
         size_t               n = good(bytes);
 
@@ -271,7 +279,7 @@ biases_and_stops(void **state)
 static void
 ids_are_in_the_vocabulary(void **state)
 {
-    char                 bytes[256];
+    char                 bytes[512];
     struct serve_refusal why;
     struct abi_request   r;
     uint32_t             ids[2] = { 0, N_VOCAB - 1 };
@@ -314,7 +322,7 @@ resumes(void **state)
     struct abi_resume    resume = { .n_tok = 2, .n_text = 5,
                                     .reason = ABI_STOP };
     uint32_t             ids[2] = { 3, N_VOCAB - 1 }, got;
-    char                 bytes[256];
+    char                 bytes[512];
     struct abi_request   r;
     struct serve_request q;
     struct serve_refusal why;
@@ -338,7 +346,7 @@ resumes(void **state)
     assert_int_equal(got, N_VOCAB - 1);
 
     for (size_t i = 0; i < BASE_COUNT(bad); i++) {
-        char copy[256];
+        char copy[512];
 
         memcpy(copy, bytes, sizeof(copy));
         memcpy(copy + at + bad[i].at, &bad[i].v, 4);
