@@ -19,7 +19,8 @@
 #
 # SHAPE=NAME runs one model alone, ONLY=streams, prefix, gap, flood or peer a
 # part of that, COUNTS="1 16" these numbers of streams, TOKENS so many of each;
-# LONG=1 floods for two minutes, not for ten seconds.
+# LONG=1 floods for two minutes, not for ten seconds.  IDLE=1: the engine has a
+# core when nobody else wants it (SCHED_IDLE).
 use strict;
 use warnings;
 use File::Basename;
@@ -51,6 +52,10 @@ for my $shape (sort keys %shapes) {
                  args => [@random, '--max-queue', 64]);
     $moe->nginx(engine => 'streams 4096;');
     $moe->wait_ready;
+    if ($ENV{IDLE}) {
+        system(qw(chrt -a -i -p 0), $_) == 0 or die "chrt: $?\n"
+            for $moe->engine_pids;
+    }
 
     for my $part ([streams => \&streams], [prefix => \&prefix], [gap => \&gap],
                   [flood => \&flood], [peer => \&peer]) {
