@@ -5,21 +5,15 @@
 use strict;
 use warnings;
 
-use JSON::PP ();
 use Test::More;
 use Time::HiRes ();
 
 use Moe;
 
-my $true = JSON::PP::true;
+*chat = \&Moe::chat;
+
 my $long = $ENV{LONG};
 my $moe = Moe->new;
-
-sub chat {
-    my ($script, %more) = @_;
-    return ('/v1/chat/completions', { stream => $true, %more, messages =>
-            [{ role => 'user', content => "mock $script" }] });
-}
 
 sub engine_log { return Moe::slurp("$moe->{dir}/engine.log") }
 

@@ -10,13 +10,7 @@ use Test::More;
 
 use Moe;
 
-my $true = JSON::PP::true;
-
-sub chat {
-    my ($script, %more) = @_;
-    return ('/v1/chat/completions', { stream => $true, %more, messages =>
-            [{ role => 'user', content => "mock $script" }] });
-}
+*chat = \&Moe::chat;
 
 my $moe = Moe->new;
 

@@ -4,18 +4,11 @@
 use strict;
 use warnings;
 
-use JSON::PP ();
 use Test::More;
 
 use Moe;
 
-my $true = JSON::PP::true;
-
-sub chat {
-    my ($script, %more) = @_;
-    return ('/v1/chat/completions', { stream => $true, %more, messages =>
-            [{ role => 'user', content => "mock $script" }] });
-}
+*chat = \&Moe::chat;
 
 
 # -- frames ----------------------------------------------------------------

@@ -4,7 +4,6 @@
 use strict;
 use warnings;
 
-use JSON::PP ();
 use POSIX ();
 use Socket qw(AF_UNIX SOCK_SEQPACKET SOCK_NONBLOCK pack_sockaddr_un);
 use Test::More;
@@ -12,14 +11,9 @@ use Time::HiRes ();
 
 use Moe;
 
-my $true = JSON::PP::true;
-my $moe = Moe->new;
+*chat = \&Moe::chat;
 
-sub chat {
-    my ($script, %more) = @_;
-    return ('/v1/chat/completions', { stream => $true, %more, messages =>
-            [{ role => 'user', content => "mock $script" }] });
-}
+my $moe = Moe->new;
 
 sub said { my $n = shift; return join '', map { "w$_ " } 0 .. $n - 1 }
 

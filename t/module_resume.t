@@ -5,19 +5,12 @@
 use strict;
 use warnings;
 
-use JSON::PP ();
 use Test::More;
 use Time::HiRes ();
 
 use Moe;
 
-my $true = JSON::PP::true;
-
-sub chat {
-    my ($script, %more) = @_;
-    return ('/v1/chat/completions', { stream => $true, %more, messages =>
-            [{ role => 'user', content => "mock $script" }] });
-}
+*chat = \&Moe::chat;
 
 sub whole { my ($path, $body) = chat(@_); delete $body->{stream};
             return ($path, $body) }

@@ -11,13 +11,7 @@ use Time::HiRes ();
 
 use Moe;
 
-my $true = JSON::PP::true;
-
-sub chat {
-    my ($script, %more) = @_;
-    return ('/v1/chat/completions', { stream => $true, %more, messages =>
-            [{ role => 'user', content => "mock $script" }] });
-}
+*chat = \&Moe::chat;
 
 my $moe = Moe->new;
 $moe->mock;

@@ -28,6 +28,7 @@ use warnings;
 use Cwd ();
 use File::Temp ();
 use IO::Socket::INET;
+use JSON::PP ();
 use Test::More ();
 
 use Moe::Client;
@@ -109,6 +110,14 @@ sub mock {
     my $bin = "$build/t/tools/mock_engine";
     Test::More::plan(skip_all => "$bin is not built") unless -x $bin;
     return $self->start_engine($bin, @args);
+}
+
+# Path and body of a stream in which the mock does what the script says; more
+# parameters of the request, or others.
+sub chat {
+    my ($script, %more) = @_;
+    return ('/v1/chat/completions', { stream => JSON::PP::true, %more,
+            messages => [{ role => 'user', content => "mock $script" }] });
 }
 
 sub model {
