@@ -141,13 +141,13 @@ sub text {
 
 for my $where ('/v1', '/file') {
     my $r = $moe->post(text($where, "$long mock dump"));
-    like $r->{json}{choices}[0]{text}, qr/n_body=4194314$/,
+    like $r->{json}{choices}[0]{text}, qr/n_body=4194314\b/,
          "4 MiB prompt by $where";
 }
 $r = $moe->post('/v1/chat/completions', qq({"messages":[)
     . qq({"role":"user","content":"$long"},)
     . qq({"role":"user","content":"mock dump"}]}));
-like $r->{json}{choices}[0]{message}{content}, qr/n_body=41943\d\d$/,
+like $r->{json}{choices}[0]{message}{content}, qr/n_body=41943\d\d\b/,
      '4 MiB of messages';
 
 # Several at once go through the ring one after another, and small ones as well.
