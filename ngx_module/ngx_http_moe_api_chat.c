@@ -30,13 +30,12 @@ static ngx_int_t ngx_http_moe_chat_missing(ngx_http_moe_ctx_t *ctx,
 static ngx_int_t ngx_http_moe_chat_invalid(ngx_http_moe_ctx_t *ctx,
     const char *param, const char *expected, json_t *v);
 
-static void ngx_http_moe_chat_start(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_chat_delta(ngx_http_moe_ctx_t *ctx,
     const ngx_http_moe_delta_t *delta);
 static void ngx_http_moe_chat_open(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice);
 static void ngx_http_moe_chat_finish(ngx_http_moe_ctx_t *ctx,
     ngx_uint_t choice);
-static void ngx_http_moe_chat_done(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_chat_whole(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_chat_logprobs(ngx_http_moe_text_t *text,
     const ngx_http_moe_delta_t *delta);
 static void ngx_http_moe_chat_logprob(ngx_http_moe_text_t *text,
@@ -44,11 +43,12 @@ static void ngx_http_moe_chat_logprob(ngx_http_moe_text_t *text,
 
 
 const ngx_http_moe_api_t  ngx_http_moe_api_chat = {
+    "chat.completion",
+    "chat.completion.chunk",
     ngx_http_moe_chat_parse,
-    ngx_http_moe_chat_start,
     ngx_http_moe_chat_delta,
     ngx_http_moe_chat_finish,
-    ngx_http_moe_chat_done,
+    ngx_http_moe_chat_whole,
     NULL
 };
 
@@ -495,33 +495,6 @@ ngx_http_moe_chat_kwargs(ngx_http_moe_ctx_t *ctx, json_t *body, json_t *vars)
 }
 
 
-/* What all chunks have in common is made once. */
-
-static void
-ngx_http_moe_chat_start(ngx_http_moe_ctx_t *ctx)
-{
-    ngx_http_moe_text_t  *out;
-
-    out = &ctx->out;
-
-    ngx_http_moe_text_lit(out, "data: {\"id\":\"");
-    ngx_http_moe_text_add(out, ctx->id.data, ctx->id.len);
-    ngx_http_moe_text_lit(out, "\",\"object\":\"chat.completion.chunk\","
-                               "\"created\":");
-    ngx_http_moe_text_uint(out, (uint64_t) ctx->created);
-    ngx_http_moe_text_lit(out, ",\"model\":\"");
-    ngx_http_moe_text_json(out, ctx->model.data, ctx->model.len);
-    ngx_http_moe_text_lit(out, "\",\"choices\":[");
-
-    if (ctx->params.include_usage) {
-        ngx_str_set(&ctx->suffix, "}],\"usage\":null}\n\n");
-
-    } else {
-        ngx_str_set(&ctx->suffix, "}]}\n\n");
-    }
-}
-
-
 static void
 ngx_http_moe_chat_delta(ngx_http_moe_ctx_t *ctx,
     const ngx_http_moe_delta_t *delta)
@@ -632,37 +605,14 @@ ngx_http_moe_chat_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice)
 }
 
 
-/* What is said once all choices are finished: the last events, or all. */
-
 static void
-ngx_http_moe_chat_done(ngx_http_moe_ctx_t *ctx)
+ngx_http_moe_chat_whole(ngx_http_moe_ctx_t *ctx)
 {
     ngx_uint_t              i;
     ngx_http_moe_text_t    *out;
     ngx_http_moe_choice_t  *choice;
 
     out = &ctx->out;
-
-    if (ctx->params.stream) {
-
-        if (ctx->params.include_usage) {
-            ngx_http_moe_stream_event(ctx);
-            ngx_http_moe_text_lit(out, "],\"usage\":");
-            ngx_http_moe_stream_usage(ctx);
-            ngx_http_moe_text_lit(out, "}\n\n");
-        }
-
-        return;
-    }
-
-    ngx_http_moe_text_lit(out, "{\"id\":\"");
-    ngx_http_moe_text_add(out, ctx->id.data, ctx->id.len);
-    ngx_http_moe_text_lit(out, "\",\"object\":\"chat.completion\","
-                               "\"created\":");
-    ngx_http_moe_text_uint(out, (uint64_t) ctx->created);
-    ngx_http_moe_text_lit(out, ",\"model\":\"");
-    ngx_http_moe_text_json(out, ctx->model.data, ctx->model.len);
-    ngx_http_moe_text_lit(out, "\",\"choices\":[");
 
     for (i = 0; i < ctx->params.abi.n_choices; i++) {
 

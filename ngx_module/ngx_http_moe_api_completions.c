@@ -15,12 +15,11 @@ static ngx_int_t ngx_http_moe_completions_ids(ngx_http_moe_ctx_t *ctx,
     json_t *list);
 static ngx_int_t ngx_http_moe_completions_prompt(ngx_http_moe_ctx_t *ctx);
 
-static void ngx_http_moe_completions_start(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_completions_delta(ngx_http_moe_ctx_t *ctx,
     const ngx_http_moe_delta_t *delta);
 static void ngx_http_moe_completions_finish(ngx_http_moe_ctx_t *ctx,
     ngx_uint_t choice);
-static void ngx_http_moe_completions_done(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_completions_whole(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_completions_echo(ngx_http_moe_ctx_t *ctx,
     const u_char *logprobs);
 static void ngx_http_moe_completions_logprobs(ngx_http_moe_choice_t *choice,
@@ -35,11 +34,12 @@ static ngx_uint_t ngx_http_moe_completions_chars(const ngx_str_t *s);
 
 
 const ngx_http_moe_api_t  ngx_http_moe_api_completions = {
+    "text_completion",
+    "text_completion",
     ngx_http_moe_completions_parse,
-    ngx_http_moe_completions_start,
     ngx_http_moe_completions_delta,
     ngx_http_moe_completions_finish,
-    ngx_http_moe_completions_done,
+    ngx_http_moe_completions_whole,
     ngx_http_moe_completions_echo
 };
 
@@ -138,31 +138,6 @@ ngx_http_moe_completions_ids(ngx_http_moe_ctx_t *ctx, json_t *list)
 
 
 static void
-ngx_http_moe_completions_start(ngx_http_moe_ctx_t *ctx)
-{
-    ngx_http_moe_text_t  *out;
-
-    out = &ctx->out;
-
-    ngx_http_moe_text_lit(out, "data: {\"id\":\"");
-    ngx_http_moe_text_add(out, ctx->id.data, ctx->id.len);
-    ngx_http_moe_text_lit(out, "\",\"object\":\"text_completion\","
-                               "\"created\":");
-    ngx_http_moe_text_uint(out, (uint64_t) ctx->created);
-    ngx_http_moe_text_lit(out, ",\"model\":\"");
-    ngx_http_moe_text_json(out, ctx->model.data, ctx->model.len);
-    ngx_http_moe_text_lit(out, "\",\"choices\":[");
-
-    if (ctx->params.include_usage) {
-        ngx_str_set(&ctx->suffix, "}],\"usage\":null}\n\n");
-
-    } else {
-        ngx_str_set(&ctx->suffix, "}]}\n\n");
-    }
-}
-
-
-static void
 ngx_http_moe_completions_delta(ngx_http_moe_ctx_t *ctx,
     const ngx_http_moe_delta_t *delta)
 {
@@ -243,34 +218,13 @@ ngx_http_moe_completions_finish(ngx_http_moe_ctx_t *ctx, ngx_uint_t choice)
 
 
 static void
-ngx_http_moe_completions_done(ngx_http_moe_ctx_t *ctx)
+ngx_http_moe_completions_whole(ngx_http_moe_ctx_t *ctx)
 {
     ngx_uint_t              i;
     ngx_http_moe_text_t    *out;
     ngx_http_moe_choice_t  *choice;
 
     out = &ctx->out;
-
-    if (ctx->params.stream) {
-
-        if (ctx->params.include_usage) {
-            ngx_http_moe_stream_event(ctx);
-            ngx_http_moe_text_lit(out, "],\"usage\":");
-            ngx_http_moe_stream_usage(ctx);
-            ngx_http_moe_text_lit(out, "}\n\n");
-        }
-
-        return;
-    }
-
-    ngx_http_moe_text_lit(out, "{\"id\":\"");
-    ngx_http_moe_text_add(out, ctx->id.data, ctx->id.len);
-    ngx_http_moe_text_lit(out, "\",\"object\":\"text_completion\","
-                               "\"created\":");
-    ngx_http_moe_text_uint(out, (uint64_t) ctx->created);
-    ngx_http_moe_text_lit(out, ",\"model\":\"");
-    ngx_http_moe_text_json(out, ctx->model.data, ctx->model.len);
-    ngx_http_moe_text_lit(out, "\",\"choices\":[");
 
     for (i = 0; i < ctx->params.abi.n_choices; i++) {
 

@@ -381,16 +381,21 @@ struct ngx_http_moe_channel_s {
 
 
 struct ngx_http_moe_api_s {
+    /* "object" of an answer, and of a chunk of a stream. */
+    const char                *object;
+    const char                *chunk;
+
     /* Body to payload: NGX_OK, or a status and ctx->error. */
     ngx_int_t                (*parse)(ngx_http_moe_ctx_t *ctx, json_t *body);
 
     /* Events to ctx->out (or into the choices). */
-    void                     (*start)(ngx_http_moe_ctx_t *ctx);
     void                     (*delta)(ngx_http_moe_ctx_t *ctx,
                                  const ngx_http_moe_delta_t *delta);
     void                     (*finish)(ngx_http_moe_ctx_t *ctx,
                                  ngx_uint_t choice);
-    void                     (*done)(ngx_http_moe_ctx_t *ctx);
+
+    /* Of no stream: the choices, and what follows them. */
+    void                     (*whole)(ngx_http_moe_ctx_t *ctx);
 
     /* The worth of one token of the prompt; may be NULL. */
     void                     (*prompt)(ngx_http_moe_ctx_t *ctx,

@@ -11,6 +11,8 @@
 
 
 static void ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx);
+static void ngx_http_moe_stream_head(ngx_http_moe_ctx_t *ctx,
+    const char *object);
 static ngx_uint_t ngx_http_moe_stream_large(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_choice_t *choice);
 static void ngx_http_moe_stream_budget(ngx_http_moe_ctx_t *ctx);
@@ -136,7 +138,17 @@ ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx)
         return;
     }
 
-    ctx->api->start(ctx);
+    /* What all chunks have in common is made once. */
+
+    ngx_http_moe_text_lit(&ctx->out, "data: ");
+    ngx_http_moe_stream_head(ctx, ctx->api->chunk);
+
+    if (ctx->params.include_usage) {
+        ngx_str_set(&ctx->suffix, "}],\"usage\":null}\n\n");
+
+    } else {
+        ngx_str_set(&ctx->suffix, "}]}\n\n");
+    }
 
     len = ngx_http_moe_text_len(&ctx->out);
 
@@ -149,6 +161,27 @@ ngx_http_moe_stream_begin(ngx_http_moe_ctx_t *ctx)
     ngx_memcpy(ctx->prefix.data, ctx->out.start, len);
     ctx->prefix.len = len;
     ctx->out.last = ctx->out.start;
+}
+
+
+/* What an answer and each chunk of one begin with, up to the choices. */
+
+static void
+ngx_http_moe_stream_head(ngx_http_moe_ctx_t *ctx, const char *object)
+{
+    ngx_http_moe_text_t  *out;
+
+    out = &ctx->out;
+
+    ngx_http_moe_text_lit(out, "{\"id\":\"");
+    ngx_http_moe_text_add(out, ctx->id.data, ctx->id.len);
+    ngx_http_moe_text_lit(out, "\",\"object\":\"");
+    ngx_http_moe_text_add(out, object, ngx_strlen(object));
+    ngx_http_moe_text_lit(out, "\",\"created\":");
+    ngx_http_moe_text_uint(out, (uint64_t) ctx->created);
+    ngx_http_moe_text_lit(out, ",\"model\":\"");
+    ngx_http_moe_text_json(out, ctx->model.data, ctx->model.len);
+    ngx_http_moe_text_lit(out, "\",\"choices\":[");
 }
 
 
@@ -337,12 +370,21 @@ ngx_http_moe_stream_done(ngx_http_moe_ctx_t *ctx,
 
     ctx->end = NGX_HTTP_MOE_DONE;
 
-    ctx->api->done(ctx);
-
-    if (ctx->params.stream) {
-        ngx_http_moe_stream_event_id(ctx);
-        ngx_http_moe_text_lit(&ctx->out, "data: [DONE]\n\n");
+    if (!ctx->params.stream) {
+        ngx_http_moe_stream_head(ctx, ctx->api->object);
+        ctx->api->whole(ctx);
+        return;
     }
+
+    if (ctx->params.include_usage) {
+        ngx_http_moe_stream_event(ctx);
+        ngx_http_moe_text_lit(&ctx->out, "],\"usage\":");
+        ngx_http_moe_stream_usage(ctx);
+        ngx_http_moe_text_lit(&ctx->out, "}\n\n");
+    }
+
+    ngx_http_moe_stream_event_id(ctx);
+    ngx_http_moe_text_lit(&ctx->out, "data: [DONE]\n\n");
 }
 
 
