@@ -61,11 +61,11 @@ like said(chat(max_tokens => 5, max_completion_tokens => 6)),
 like said(chat(max_completion_tokens => 9)), qr/max_tokens=9 /,
      'max_completion_tokens alone';
 like said(chat(top_p => 0)), qr/top_p=1e-06/, 'top_p 0 is the likeliest token';
-like said(chat(stop => 'END')), qr/ stop=<END>$/, 'stop as a string';
+like said(chat(stop => 'END')), qr/ stop=<END> id=/, 'stop as a string';
 like said(chat(stop => ["a", "\x{20ac}b", "abcde"])),
-     qr/ stop=<a> stop=<\x{20ac}b> stop=<abcde>$/, 'stop as a list';
+     qr/ stop=<a> stop=<\x{20ac}b> stop=<abcde> id=/, 'stop as a list';
 like said(chat(logit_bias => { 50256 => -100, 7 => 1.5 })),
-     qr/ bias=(?:7:1.5 bias=50256:-100|50256:-100 bias=7:1.5)$/, 'logit_bias';
+     qr/ bias=(?:7:1.5 bias=50256:-100|50256:-100 bias=7:1.5) id=/, 'logit_bias';
 like said(chat(logprobs => $true, top_logprobs => 3)),
      qr/flags=0x1 .*n_top_logprobs=3/, 'logprobs of chat';
 like said(text(logprobs => 2, echo => $true)),
