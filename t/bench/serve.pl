@@ -19,8 +19,9 @@
 #
 # SHAPE=NAME runs one model alone, ONLY=streams, prefix, gap, flood or peer a
 # part of that, COUNTS="1 16" these numbers of streams, TOKENS so many of each;
-# LONG=1 floods for two minutes, not for ten seconds.  IDLE=1: the engine has a
-# core when nobody else wants it (SCHED_IDLE).
+# LONG=1 floods for two minutes, not for ten seconds; KEEP=1: who was refused
+# leaves his connection to the next.  IDLE=1: the engine has a core when nobody
+# else wants it (SCHED_IDLE).
 use strict;
 use warnings;
 use File::Basename;
@@ -97,7 +98,7 @@ sub new_id { return 300 + $n_new++ % 200 }
 # A load client; returns what it reads from.
 sub start {
     my ($port, @args) = @_;
-    my @options = ('--json');
+    my @options = ('--json', $ENV{KEEP} ? '--keep' : ());
     push @options, splice @args, 0, 2 while $args[0] =~ /^--/;
     open my $pipe, '-|', "$Moe::build/t/tools/load", @options, $port,
         '/v1/completions', @args or die "load: $!\n";
@@ -245,8 +246,8 @@ sub flood {
 # Seconds that these processes have run so far, in the kernel or not.
 sub cpu {
     my $tick = POSIX::sysconf(POSIX::_SC_CLK_TCK());
-    return sum(map { my @f = split ' ', Moe::slurp("/proc/$_/stat") =~ s/.*\)//r;
-                     ($f[11] + $f[12]) / $tick } @_);
+    my @stats = map { Moe::slurp("/proc/$_/stat") =~ s/.*\)//r } @_;
+    return sum(map { my @f = split; ($f[11] + $f[12]) / $tick } @stats);
 }
 
 # Of the engine and of NGINX's workers.

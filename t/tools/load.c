@@ -5,7 +5,8 @@
  *     load [OPTION ..] PORT PATH STREAMS REQUESTS BODY
  *
  * sends REQUESTS times the JSON text BODY by POST to 127.0.0.1:PORT/PATH over
- * HTTP/1.1, one connection each.
+ * HTTP/1.1, one connection each; with --keep one that was refused leaves its
+ * connection to the next.
  *
  *     (none)       closed loop: STREAMS requests at any time
  *     --rate R     open loop: R requests a second arrive, as a Poisson process,
@@ -54,15 +55,19 @@
 #define N_IDS       200
 
 /* A word in the answer, matched byte by byte. */
-enum { WORD_DONE, WORD_TOKENS, WORD_RETRY, WORD_TEXT, N_WORDS };
+enum {
+    WORD_DONE, WORD_TOKENS, WORD_RETRY, WORD_TEXT, WORD_LENGTH, WORD_BODY,
+    N_WORDS
+};
 
 static const char *const words[N_WORDS] = {
     "data: [DONE]", "\"completion_tokens\":", "\nRetry-After: ",
-    "\"content\":\""
+    "\"content\":\"", "\nContent-Length: ", "\r\n\r\n"
 };
 
 struct stream {
-    int         fd;             /* -1: not in use */
+    int         fd;             /* -1: none */
+    uint8_t     idle;           /* it waits for the next request */
     uint32_t    number;         /* of the request */
     uint32_t    i_turn;
     uint64_t    sent_us;
@@ -70,6 +75,9 @@ struct stream {
     uint64_t    last_us;        /* event; 0: none yet */
     uint32_t    match[N_WORDS]; /* bytes matched so far */
     uint32_t    n_tok;          /* as the usage says */
+    uint32_t    n_body;         /* bytes to come, by Content-Length ... */
+    uint8_t     in_length;      /* behind WORD_LENGTH */
+    uint8_t     in_body;        /* ... and behind WORD_BODY */
     uint32_t    n_events;
     int         status;
     uint8_t     n_status;       /* bytes of the status line seen */
@@ -100,6 +108,7 @@ struct load {
     double              seconds;
     uint32_t            n_groups;
     uint32_t            n_turns;
+    int                 keep;       /* connections that were refused */
     struct stream      *streams;
     uint32_t            n_streams;
     uint64_t            start_us;
@@ -227,36 +236,60 @@ make_body(const struct load *l, const struct stream *s, struct buf *b)
 }
 
 
-/* Loopback: connect and the request's send do not block. */
+/* A connection of its own.  Loopback: connect and the request's send do not
+ * block. */
 static int
-stream_send(struct load *l, struct stream *s, const struct buf *body)
+stream_connect(struct load *l, struct stream *s, const struct buf *head)
 {
     struct epoll_event ev = { .events = EPOLLIN, .data.ptr = s };
-    struct buf         head = { NULL, 0, 0, 0 };
     int                one = 1;
 
     s->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    int rc = s->fd < 0
-             || buf_addf(&head, "POST %s HTTP/1.1\r\nHost: localhost\r\n"
-                         "Content-Type: application/json\r\n"
-                         "Connection: close\r\nContent-Length: %zu\r\n\r\n",
-                         l->path, body->n) != 0
-             || buf_add(&head, body->p, body->n) != 0
-             || connect(s->fd, (struct sockaddr *) &l->addr, sizeof(l->addr))
-                != 0
-             || setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-                != 0
-             || send(s->fd, head.p, head.n, MSG_NOSIGNAL) != (ssize_t) head.n
-             || fcntl(s->fd, F_SETFL, O_NONBLOCK) != 0
-             || epoll_ctl(l->ep, EPOLL_CTL_ADD, s->fd, &ev) != 0 ? -1 : 0;
+    if (s->fd < 0) {
+        return -1;
+    }
 
-    buf_free(&head);
+    if (connect(s->fd, (struct sockaddr *) &l->addr, sizeof(l->addr)) != 0
+        || setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0
+        || send(s->fd, head->p, head->n, MSG_NOSIGNAL) != (ssize_t) head->n
+        || fcntl(s->fd, F_SETFL, O_NONBLOCK) != 0
+        || epoll_ctl(l->ep, EPOLL_CTL_ADD, s->fd, &ev) != 0)
+    {
+        close(s->fd);
+        s->fd = -1;
+        return -1;
+    }
 
-    if (rc != 0 && s->fd >= 0) {
+    return 0;
+}
+
+
+/* Over the connection that is left, if it still is one, or over a new one. */
+static int
+stream_send(struct load *l, struct stream *s, const struct buf *body)
+{
+    struct buf head = { NULL, 0, 0, 0 };
+    int        rc = buf_addf(&head, "POST %s HTTP/1.1\r\nHost: localhost\r\n"
+                             "Content-Type: application/json\r\n"
+                             "%sContent-Length: %zu\r\n\r\n", l->path,
+                             l->keep ? "" : "Connection: close\r\n", body->n);
+
+    rc = rc != 0 ? rc : buf_add(&head, body->p, body->n);
+
+    if (s->fd >= 0
+        && (rc != 0 || send(s->fd, head.p, head.n, MSG_NOSIGNAL)
+                       != (ssize_t) head.n))
+    {
         close(s->fd);
         s->fd = -1;
     }
+
+    if (rc == 0 && s->fd < 0) {
+        rc = stream_connect(l, s, &head);
+    }
+
+    buf_free(&head);
 
     return rc;
 }
@@ -269,12 +302,13 @@ stream_open(struct load *l, struct stream *s)
     struct buf body = { NULL, 0, 0, 0 };
     struct buf history = s->history, said = s->said;
     uint32_t   i_turn = s->i_turn;
+    int        fd = s->fd;
 
     memset(s, 0, sizeof(*s));
     s->history = history;
     s->said = said;
     s->i_turn = i_turn;
-    s->fd = -1;
+    s->fd = fd;
     s->is_data = 1;
     s->number = l->n_sent++;
     s->sent_us = clock_us();
@@ -320,18 +354,38 @@ time_over(const struct load *l)
 }
 
 
+static int
+is_refused(const struct stream *s)
+{
+    return (s->status == 429 || s->status == 503) && s->retry_after;
+}
+
+
+/* It was refused, and all of that has come. */
+static int
+may_keep(const struct load *l, const struct stream *s)
+{
+    return l->keep && is_refused(s) && s->in_body && s->n_body == 0;
+}
+
+
 static void
 stream_close(struct load *l, struct stream *s)
 {
-    close(s->fd);
-    s->fd = -1;
+    if (may_keep(l, s)) {
+        s->idle = 1;
+    } else {
+        close(s->fd);
+        s->fd = -1;
+    }
+
     l->n_open--;
 
     if (s->done && s->status == 200) {
         l->n_ok++;
         l->n_tok += s->n_tok;
         turn(l, s);
-    } else if ((s->status == 429 || s->status == 503) && s->retry_after) {
+    } else if (is_refused(s)) {
         l->n_refused++;
         sample_add(&l->samples[REFUSED], s->first_us - s->sent_us);
     } else {
@@ -415,6 +469,16 @@ stream_byte(struct load *l, struct stream *s, char c, uint64_t now)
         s->in_number = 0;
     }
 
+    if (s->in_length && c >= '0' && c <= '9') {
+        s->n_body = s->n_body * 10 + (uint32_t) (c - '0');
+    } else {
+        s->in_length = 0;
+    }
+
+    s->n_body -= s->in_body && s->n_body > 0;
+    s->in_length |= !s->in_body && word_byte(s, WORD_LENGTH, c);
+    s->in_body |= !s->in_body && word_byte(s, WORD_BODY, c);
+
     if (word_byte(s, WORD_TOKENS, c)) {
         s->in_number = 1;
         s->n_tok = 0;
@@ -442,6 +506,13 @@ stream_read(struct load *l, struct stream *s)
 {
     static char bytes[READ_BYTES];
 
+    if (s->idle) {              /* the server does not wait any longer */
+        close(s->fd);
+        s->fd = -1;
+        s->idle = 0;
+        return 0;
+    }
+
     for ( ;; ) {
         ssize_t n = recv(s->fd, bytes, sizeof(bytes), 0);
 
@@ -461,7 +532,7 @@ stream_read(struct load *l, struct stream *s)
             stream_byte(l, s, bytes[i], now);
         }
 
-        if (n <= 0 || s->done) {
+        if (n <= 0 || s->done || may_keep(l, s)) {
             stream_close(l, s);
             return 1;
         }
@@ -475,7 +546,7 @@ static struct stream *
 free_stream(struct load *l)
 {
     for (uint32_t i = 0; i < l->n_streams; i++) {
-        if (l->streams[i].fd < 0) {
+        if (l->streams[i].fd < 0 || l->streams[i].idle) {
             return &l->streams[i];
         }
     }
@@ -515,7 +586,9 @@ arrive(struct load *l)
 static void
 refill(struct load *l, struct stream *s)
 {
-    while (l->rate <= 0 && s->fd < 0 && l->n_left > 0 && !time_over(l)) {
+    while (l->rate <= 0 && (s->fd < 0 || s->idle) && l->n_left > 0
+           && !time_over(l))
+    {
         stream_open(l, s);
     }
 }
@@ -556,9 +629,12 @@ load_run(struct load *l)
     for (uint32_t i = 0; i < l->n_streams; i++) {
         struct stream *s = &l->streams[i];
 
-        if (s->fd >= 0) {
+        if (s->fd >= 0 && !s->idle) {
             l->n_cut++;
             l->n_tok += s->n_events;
+        }
+
+        if (s->fd >= 0) {
             close(s->fd);
         }
 
@@ -645,9 +721,9 @@ static int
 usage(void)
 {
     fprintf(stderr, "usage: load [--rate R] [--seconds S] [--groups N] "
-            "[--turns N] [--json | --table]\n            PORT PATH STREAMS "
-            "REQUESTS BODY\nwith PORT 1..65535, STREAMS 1..%d and at least as "
-            "many REQUESTS in a closed loop\n", STREAMS_MAX);
+            "[--turns N] [--keep]\n            [--json | --table] PORT PATH "
+            "STREAMS REQUESTS BODY\nwith PORT 1..65535, STREAMS 1..%d and at "
+            "least as many REQUESTS in a closed loop\n", STREAMS_MAX);
 
     return 2;
 }
@@ -660,7 +736,8 @@ options(struct load *l, int argc, char **argv, int *report)
     static const struct option longs[] = {
         { "rate", 1, NULL, 'r' }, { "seconds", 1, NULL, 's' },
         { "groups", 1, NULL, 'g' }, { "turns", 1, NULL, 't' },
-        { "json", 0, NULL, 'j' }, { "table", 0, NULL, 'T' },
+        { "keep", 0, NULL, 'k' }, { "json", 0, NULL, 'j' },
+        { "table", 0, NULL, 'T' },
         { NULL, 0, NULL, 0 }
     };
 
@@ -670,6 +747,7 @@ options(struct load *l, int argc, char **argv, int *report)
         case 's': l->seconds = strtod(optarg, NULL); break;
         case 'g': l->n_groups = (uint32_t) strtoul(optarg, NULL, 10); break;
         case 't': l->n_turns = (uint32_t) strtoul(optarg, NULL, 10); break;
+        case 'k': l->keep = 1; break;
         case 'j':
         case 'T': *report = c; break;
         default: return -1;
