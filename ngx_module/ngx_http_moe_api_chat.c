@@ -49,7 +49,8 @@ const ngx_http_moe_api_t  ngx_http_moe_api_chat = {
     ngx_http_moe_chat_delta,
     ngx_http_moe_chat_finish,
     ngx_http_moe_chat_whole,
-    NULL
+    NULL,
+    NGX_HTTP_MOE_CHATS
 };
 
 

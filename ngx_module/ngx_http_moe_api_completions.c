@@ -40,7 +40,8 @@ const ngx_http_moe_api_t  ngx_http_moe_api_completions = {
     ngx_http_moe_completions_delta,
     ngx_http_moe_completions_finish,
     ngx_http_moe_completions_whole,
-    ngx_http_moe_completions_echo
+    ngx_http_moe_completions_echo,
+    NGX_HTTP_MOE_TEXTS
 };
 
 

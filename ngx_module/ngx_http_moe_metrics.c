@@ -13,7 +13,7 @@
 #include "ngx_http_moe_module.h"
 
 
-#define NGX_HTTP_MOE_ZONE_SIZE  (256 * 1024)
+#define NGX_HTTP_MOE_ZONE_SIZE  (1024 * 1024)
 
 
 typedef struct {
@@ -26,7 +26,7 @@ static ngx_int_t ngx_http_moe_metrics_init_zone(ngx_shm_zone_t *zone,
 static ngx_http_moe_stat_t *ngx_http_moe_metrics_stat(ngx_slab_pool_t *shpool,
     ngx_str_t *name);
 static void ngx_http_moe_metrics_label(ngx_http_moe_text_t *text,
-    ngx_http_moe_engine_t *engine, const char *key);
+    ngx_http_moe_engine_t *engine, const char *name);
 static void ngx_http_moe_metrics_gauges(ngx_http_moe_text_t *text,
     ngx_http_moe_main_conf_t *mmcf);
 static void ngx_http_moe_metrics_counters(ngx_http_moe_text_t *text,
@@ -41,31 +41,45 @@ static void ngx_http_moe_metrics_seconds(ngx_http_moe_text_t *text,
     uint64_t ms);
 
 
-/* Upper edges in milliseconds: three to a decade. */
+/* Upper edges, of milliseconds and of numbers: three to a decade. */
 
 static const ngx_uint_t  ngx_http_moe_edges[NGX_HTTP_MOE_EDGES] = {
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000,
     100000, 200000, 500000
 };
 
-static const char  *ngx_http_moe_end_names[NGX_HTTP_MOE_ENDS] = {
-    "stop", "length", "error", "cancelled"
+/* And those that OpenTelemetry wants for its token usage. */
+
+static const ngx_uint_t  ngx_http_moe_powers[] = {
+    1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304,
+    16777216, 67108864
 };
 
+#define NGX_HTTP_MOE_POWERS                                                   \
+    (sizeof(ngx_http_moe_powers) / sizeof(ngx_http_moe_powers[0]))
 
-void
-ngx_http_moe_metrics_observe(ngx_http_moe_histogram_t *h, ngx_msec_t ms)
+
+static void
+ngx_http_moe_metrics_count(ngx_http_moe_histogram_t *h,
+    const ngx_uint_t *edges, ngx_uint_t n_edges, uint64_t n)
 {
     ngx_uint_t  i;
 
-    for (i = 0; i < NGX_HTTP_MOE_EDGES; i++) {
-        if (ms <= ngx_http_moe_edges[i]) {
+    for (i = 0; i < n_edges; i++) {
+        if (n <= edges[i]) {
             break;
         }
     }
 
     (void) ngx_atomic_fetch_add(&h->count[i], 1);
-    (void) ngx_atomic_fetch_add(&h->sum, (ngx_atomic_int_t) ms);
+    (void) ngx_atomic_fetch_add(&h->sum, (ngx_atomic_int_t) n);
+}
+
+
+void
+ngx_http_moe_metrics_observe(ngx_http_moe_histogram_t *h, uint64_t n)
+{
+    ngx_http_moe_metrics_count(h, ngx_http_moe_edges, NGX_HTTP_MOE_EDGES, n);
 }
 
 
@@ -176,12 +190,55 @@ ngx_http_moe_metrics_stat(ngx_slab_pool_t *shpool, ngx_str_t *name)
 }
 
 
+/* What the engine says of a request that is done. */
+
+void
+ngx_http_moe_metrics_phases(ngx_http_moe_ctx_t *ctx,
+    const struct abi_usage *usage)
+{
+    ngx_http_moe_kind_t  *kind;
+
+    kind = ngx_http_moe_metrics_kind(ctx);
+
+    ngx_http_moe_metrics_observe(&kind->prefill, usage->prefill_us / 1000);
+    ngx_http_moe_metrics_observe(&kind->decode, usage->decode_us / 1000);
+    ngx_http_moe_metrics_observe(&kind->inference,
+                                 usage->prefill_us / 1000
+                                 + usage->decode_us / 1000);
+}
+
+
+/* The tokens of a request that has begun, however it has ended. */
+
+static void
+ngx_http_moe_metrics_tokens(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_http_moe_kind_t  *kind;
+
+    kind = ngx_http_moe_metrics_kind(ctx);
+
+    ngx_http_moe_metrics_observe(&kind->prompt, ctx->n_prompt);
+    ngx_http_moe_metrics_observe(&kind->output, ctx->n_output);
+    ngx_http_moe_metrics_observe(&kind->choices, ctx->params.abi.n_choices);
+
+    ngx_http_moe_metrics_count(&kind->input_usage, ngx_http_moe_powers,
+                               NGX_HTTP_MOE_POWERS, ctx->n_prompt);
+    ngx_http_moe_metrics_count(&kind->output_usage, ngx_http_moe_powers,
+                               NGX_HTTP_MOE_POWERS, ctx->n_output);
+
+    if (ctx->params.abi.given & ABI_GIVEN_MAX_TOKENS) {
+        ngx_http_moe_metrics_observe(&kind->max_tokens,
+                                     ctx->params.abi.max_tokens);
+    }
+}
+
+
 /* The request's part is over; is called once for each that was accepted. */
 
 void
 ngx_http_moe_metrics_end(ngx_http_moe_ctx_t *ctx)
 {
-    ngx_uint_t            i;
+    ngx_uint_t            i, kind;
     ngx_http_moe_stat_t  *stat;
 
     stat = ctx->engine->stat;
@@ -201,8 +258,15 @@ ngx_http_moe_metrics_end(ngx_http_moe_ctx_t *ctx)
     (void) ngx_atomic_fetch_add(&stat->n_delivered,
                                 (ngx_atomic_int_t) ctx->n_delivered);
 
-    ngx_http_moe_metrics_observe(&stat->duration,
+    kind = ctx->api->kind
+           + (i == NGX_HTTP_MOE_END_ERROR ? NGX_HTTP_MOE_FAILED : 0);
+
+    ngx_http_moe_metrics_observe(&stat->kinds[kind].duration,
                                  ngx_current_msec - ctx->submitted);
+
+    if (ctx->start) {
+        ngx_http_moe_metrics_tokens(ctx);
+    }
 }
 
 
@@ -262,48 +326,39 @@ ngx_http_moe_metrics_type(ngx_http_moe_text_t *text, const char *name,
 }
 
 
-/* Opens the labels: engine="main", or as the name's own world calls it. */
+/* Opens the labels: engine="main", or as the name's own world, which knows
+ * models, calls it. */
 
 static void
 ngx_http_moe_metrics_label(ngx_http_moe_text_t *text,
-    ngx_http_moe_engine_t *engine, const char *key)
+    ngx_http_moe_engine_t *engine, const char *name)
 {
     ngx_str_t                value;
     ngx_http_moe_channel_t  *ch;
 
     value = engine->name;
+    ch = NULL;
 
-    if (ngx_strcmp(key, "engine") != 0) {
-
-        /* The world outside knows models. */
-
+    if (ngx_strncmp(name, "vllm:", 5) == 0) {
+        ngx_http_moe_text_lit(text, "{model_name=\"");
         ch = ngx_http_moe_balance_any(engine);
 
-        if (ch) {
-            value.data = (u_char *) ch->welcome.model;
-            value.len = ngx_strlen(ch->welcome.model);
-        }
+    } else if (ngx_strncmp(name, "gen_ai", 6) == 0) {
+        ngx_http_moe_text_lit(text, "{gen_ai_provider_name=\"ngx_moe\","
+                                    "gen_ai_request_model=\"");
+        ch = ngx_http_moe_balance_any(engine);
+
+    } else {
+        ngx_http_moe_text_lit(text, "{engine=\"");
     }
 
-    ngx_http_moe_text_lit(text, "{");
-    ngx_http_moe_metrics_str(text, key);
-    ngx_http_moe_text_lit(text, "=\"");
+    if (ch) {
+        value.data = (u_char *) ch->welcome.model;
+        value.len = ngx_strlen(ch->welcome.model);
+    }
+
     ngx_http_moe_text_json(text, value.data, value.len);
     ngx_http_moe_text_lit(text, "\"");
-}
-
-
-/* By the name's beginning. */
-
-static const char *
-ngx_http_moe_metrics_key(const char *name)
-{
-    if (ngx_strncmp(name, "vllm:", 5) == 0) {
-        return "model_name";
-    }
-
-    return (ngx_strncmp(name, "gen_ai", 6) == 0) ? "gen_ai_request_model"
-                                                 : "engine";
 }
 
 
@@ -372,8 +427,7 @@ ngx_http_moe_metrics_gauges(ngx_http_moe_text_t *text,
             n = ngx_http_moe_health_word(engine[k], gauges[i].offset);
 
             ngx_http_moe_metrics_str(text, gauges[i].name);
-            ngx_http_moe_metrics_label(text, engine[k],
-                                   ngx_http_moe_metrics_key(gauges[i].name));
+            ngx_http_moe_metrics_label(text, engine[k], gauges[i].name);
             ngx_http_moe_text_lit(text, "} ");
 
             if (gauges[i].of) {
@@ -443,8 +497,7 @@ ngx_http_moe_metrics_counters(ngx_http_moe_text_t *text,
 
         for (k = 0; k < mmcf->engines.nelts; k++) {
             ngx_http_moe_metrics_str(text, counters[i].name);
-            ngx_http_moe_metrics_label(text, engine[k],
-                                 ngx_http_moe_metrics_key(counters[i].name));
+            ngx_http_moe_metrics_label(text, engine[k], counters[i].name);
             ngx_http_moe_text_lit(text, "} ");
             ngx_http_moe_text_uint(text, *(ngx_atomic_t *)
                 ((u_char *) engine[k]->stat + counters[i].offset));
@@ -464,10 +517,12 @@ ngx_http_moe_metrics_ends(ngx_http_moe_text_t *text,
     static const struct {
         const char  *name;
         const char  *key;
-        ngx_uint_t   n;                         /* first ends */
+        const char  *ends[NGX_HTTP_MOE_ENDS];
     } names[] = {
-        { "moe_requests_total", "finish", NGX_HTTP_MOE_ENDS },
-        { "vllm:request_success_total", "finished_reason", 2 }
+        { "moe_requests_total", "finish",
+          { "stop", "length", "error", "cancelled" } },
+        { "vllm:request_success_total", "finished_reason",
+          { "stop", "length", "error", "abort" } }
     };
 
     engine = mmcf->engines.elts;
@@ -478,14 +533,13 @@ ngx_http_moe_metrics_ends(ngx_http_moe_text_t *text,
                                   "Requests that are over, by their end.");
 
         for (k = 0; k < mmcf->engines.nelts; k++) {
-            for (i = 0; i < names[n].n; i++) {
+            for (i = 0; i < NGX_HTTP_MOE_ENDS; i++) {
                 ngx_http_moe_metrics_str(text, names[n].name);
-                ngx_http_moe_metrics_label(text, engine[k],
-                                     ngx_http_moe_metrics_key(names[n].name));
+                ngx_http_moe_metrics_label(text, engine[k], names[n].name);
                 ngx_http_moe_text_lit(text, ",");
                 ngx_http_moe_metrics_str(text, names[n].key);
                 ngx_http_moe_text_lit(text, "=\"");
-                ngx_http_moe_metrics_str(text, ngx_http_moe_end_names[i]);
+                ngx_http_moe_metrics_str(text, names[n].ends[i]);
                 ngx_http_moe_text_lit(text, "\"} ");
                 ngx_http_moe_text_uint(text, engine[k]->stat->n_ends[i]);
                 ngx_http_moe_text_lit(text, "\n");
@@ -508,27 +562,67 @@ ngx_http_moe_metrics_seconds(ngx_http_moe_text_t *text, uint64_t ms)
 }
 
 
-static void
-ngx_http_moe_metrics_histogram(ngx_http_moe_text_t *text, const char *name,
-    ngx_http_moe_engine_t *engine, ngx_http_moe_histogram_t *h)
-{
-    uint64_t     n;
-    ngx_uint_t   i;
-    const char  *key;
+/* A row of the page: what is in it, and how it is written. */
 
-    key = ngx_http_moe_metrics_key(name);
+enum {
+    NGX_HTTP_MOE_SECONDS = 0,
+    NGX_HTTP_MOE_NUMBERS,
+    NGX_HTTP_MOE_USAGE
+};
+
+typedef struct {
+    const char  *name;
+    const char  *help;
+    size_t       offset;                        /* in a kind */
+    ngx_uint_t   unit;
+    const char  *labels;                        /* more of them */
+} ngx_http_moe_metrics_row_t;
+
+
+static void
+ngx_http_moe_metrics_value(ngx_http_moe_text_t *text, ngx_uint_t unit,
+    uint64_t n)
+{
+    if (unit == NGX_HTTP_MOE_SECONDS) {
+        ngx_http_moe_metrics_seconds(text, n);
+
+    } else {
+        ngx_http_moe_text_uint(text, n);
+    }
+}
+
+
+/* One series; `labels` is its labels, still open. */
+
+static void
+ngx_http_moe_metrics_series(ngx_http_moe_text_t *text,
+    const ngx_http_moe_metrics_row_t *row, ngx_str_t *labels,
+    const ngx_http_moe_histogram_t *h)
+{
+    uint64_t           n;
+    ngx_uint_t         i, n_edges;
+    const ngx_uint_t  *edges;
+
+    edges = ngx_http_moe_edges;
+    n_edges = NGX_HTTP_MOE_EDGES;
+
+    if (row->unit == NGX_HTTP_MOE_USAGE) {
+        edges = ngx_http_moe_powers;
+        n_edges = NGX_HTTP_MOE_POWERS;
+    }
+
     n = 0;
 
-    for (i = 0; i <= NGX_HTTP_MOE_EDGES; i++) {
+    for (i = 0; i <= n_edges; i++) {
         n += h->count[i];
 
-        ngx_http_moe_metrics_str(text, name);
+        ngx_http_moe_metrics_str(text, row->name);
         ngx_http_moe_text_lit(text, "_bucket");
-        ngx_http_moe_metrics_label(text, engine, key);
+        ngx_http_moe_text_add(text, labels->data, labels->len);
         ngx_http_moe_text_lit(text, ",le=\"");
 
-        if (i < NGX_HTTP_MOE_EDGES) {
-            ngx_http_moe_metrics_seconds(text, ngx_http_moe_edges[i]);
+        if (i < n_edges) {
+            ngx_http_moe_metrics_value(text, row->unit, edges[i]);
 
         } else {
             ngx_http_moe_text_lit(text, "+Inf");
@@ -539,19 +633,114 @@ ngx_http_moe_metrics_histogram(ngx_http_moe_text_t *text, const char *name,
         ngx_http_moe_text_lit(text, "\n");
     }
 
-    ngx_http_moe_metrics_str(text, name);
+    ngx_http_moe_metrics_str(text, row->name);
     ngx_http_moe_text_lit(text, "_sum");
-    ngx_http_moe_metrics_label(text, engine, key);
+    ngx_http_moe_text_add(text, labels->data, labels->len);
     ngx_http_moe_text_lit(text, "} ");
-    ngx_http_moe_metrics_seconds(text, h->sum);
+    ngx_http_moe_metrics_value(text, row->unit, h->sum);
     ngx_http_moe_text_lit(text, "\n");
 
-    ngx_http_moe_metrics_str(text, name);
+    ngx_http_moe_metrics_str(text, row->name);
     ngx_http_moe_text_lit(text, "_count");
-    ngx_http_moe_metrics_label(text, engine, key);
+    ngx_http_moe_text_add(text, labels->data, labels->len);
     ngx_http_moe_text_lit(text, "} ");
     ngx_http_moe_text_uint(text, n);
     ngx_http_moe_text_lit(text, "\n");
+}
+
+
+static void
+ngx_http_moe_metrics_sum(ngx_http_moe_histogram_t *to,
+    const ngx_http_moe_histogram_t *h)
+{
+    ngx_uint_t  i;
+
+    for (i = 0; i <= NGX_HTTP_MOE_EDGES; i++) {
+        to->count[i] += h->count[i];
+    }
+
+    to->sum += h->sum;
+}
+
+
+/* OpenTelemetry's: a series for each kind that there has been. */
+
+static void
+ngx_http_moe_metrics_kinds(ngx_http_moe_text_t *text,
+    const ngx_http_moe_metrics_row_t *row, ngx_http_moe_engine_t *engine)
+{
+    ngx_str_t                        s;
+    ngx_uint_t                       i, k;
+    ngx_http_moe_text_t              labels;
+    const ngx_http_moe_histogram_t  *h;
+
+    static const char  *kinds[NGX_HTTP_MOE_KINDS] = {
+        ",gen_ai_operation_name=\"chat\"",
+        ",gen_ai_operation_name=\"text_completion\"",
+        ",gen_ai_operation_name=\"chat\",error_type=\"_OTHER\"",
+        ",gen_ai_operation_name=\"text_completion\",error_type=\"_OTHER\""
+    };
+
+    for (k = 0; k < NGX_HTTP_MOE_KINDS; k++) {
+
+        h = (ngx_http_moe_histogram_t *) ((u_char *) &engine->stat->kinds[k]
+                                          + row->offset);
+
+        for (i = 0; i < NGX_HTTP_MOE_EDGES && h->count[i] == 0; i++) {
+            /* void */
+        }
+
+        if (k && h->count[i] == 0) {
+            continue;
+        }
+
+        ngx_memzero(&labels, sizeof(ngx_http_moe_text_t));
+        labels.pool = text->pool;
+
+        ngx_http_moe_metrics_label(&labels, engine, row->name);
+        ngx_http_moe_metrics_str(&labels, kinds[k]);
+        ngx_http_moe_metrics_str(&labels, row->labels);
+
+        s.data = labels.start;
+        s.len = ngx_http_moe_text_len(&labels);
+        text->failed |= labels.failed;
+
+        ngx_http_moe_metrics_series(text, row, &s, h);
+    }
+}
+
+
+static void
+ngx_http_moe_metrics_histogram(ngx_http_moe_text_t *text,
+    const ngx_http_moe_metrics_row_t *row, ngx_http_moe_engine_t *engine)
+{
+    ngx_str_t                 s;
+    ngx_uint_t                k;
+    ngx_http_moe_text_t       labels;
+    ngx_http_moe_histogram_t  h;
+
+    if (row->labels) {
+        ngx_http_moe_metrics_kinds(text, row, engine);
+        return;
+    }
+
+    ngx_memzero(&h, sizeof(ngx_http_moe_histogram_t));
+
+    for (k = 0; k < NGX_HTTP_MOE_KINDS; k++) {
+        ngx_http_moe_metrics_sum(&h, (ngx_http_moe_histogram_t *)
+            ((u_char *) &engine->stat->kinds[k] + row->offset));
+    }
+
+    ngx_memzero(&labels, sizeof(ngx_http_moe_text_t));
+    labels.pool = text->pool;
+
+    ngx_http_moe_metrics_label(&labels, engine, row->name);
+
+    s.data = labels.start;
+    s.len = ngx_http_moe_text_len(&labels);
+    text->failed |= labels.failed;
+
+    ngx_http_moe_metrics_series(text, row, &s, &h);
 }
 
 
@@ -562,52 +751,88 @@ ngx_http_moe_metrics_histograms(ngx_http_moe_text_t *text,
     ngx_uint_t               i, k;
     ngx_http_moe_engine_t  **engine;
 
-    static const struct {
-        const char  *name;
-        const char  *help;
-        size_t       offset;
-    } histograms[] = {
-        { "moe_first_token_seconds", "From the request to its first token.",
-          offsetof(ngx_http_moe_stat_t, first_token) },
-        { "vllm:time_to_first_token_seconds",
-          "From the request to its first token.",
-          offsetof(ngx_http_moe_stat_t, first_token) },
-        { "gen_ai_server_time_to_first_token_seconds",
-          "From the request to its first token.",
-          offsetof(ngx_http_moe_stat_t, first_token) },
-        { "moe_inter_token_seconds", "Between two tokens of a request.",
-          offsetof(ngx_http_moe_stat_t, inter_token) },
-        { "vllm:inter_token_latency_seconds",
-          "Between two tokens of a request.",
-          offsetof(ngx_http_moe_stat_t, inter_token) },
-        { "gen_ai_server_time_per_output_token_seconds",
-          "Between two tokens of a request.",
-          offsetof(ngx_http_moe_stat_t, inter_token) },
-        { "moe_request_seconds", "From the request to its end.",
-          offsetof(ngx_http_moe_stat_t, duration) },
-        { "vllm:e2e_request_latency_seconds", "From the request to its end.",
-          offsetof(ngx_http_moe_stat_t, duration) },
-        { "gen_ai_server_request_duration_seconds",
-          "From the request to its end.",
-          offsetof(ngx_http_moe_stat_t, duration) },
-        { "moe_queue_seconds", "From the request to its admission.",
-          offsetof(ngx_http_moe_stat_t, queued) },
-        { "vllm:request_queue_time_seconds",
-          "From the request to its admission.",
-          offsetof(ngx_http_moe_stat_t, queued) }
+#define NGX_HTTP_MOE_ROW(name, help, field, unit, labels)                     \
+    { name, help, offsetof(ngx_http_moe_kind_t, field), unit, labels }
+
+#define NGX_HTTP_MOE_TIME(name, help, field)                                  \
+    NGX_HTTP_MOE_ROW(name, help, field, NGX_HTTP_MOE_SECONDS, NULL)
+
+#define NGX_HTTP_MOE_NUMBER(name, help, field)                                \
+    NGX_HTTP_MOE_ROW(name, help, field, NGX_HTTP_MOE_NUMBERS, NULL)
+
+#define NGX_HTTP_MOE_OTEL(name, help, field)                                  \
+    NGX_HTTP_MOE_ROW(name, help, field, NGX_HTTP_MOE_SECONDS, "")
+
+    static const ngx_http_moe_metrics_row_t  rows[] = {
+        NGX_HTTP_MOE_TIME("moe_first_token_seconds",
+                          "From the request to its first token.",
+                          first_token),
+        NGX_HTTP_MOE_TIME("vllm:time_to_first_token_seconds",
+                          "From the request to its first token.",
+                          first_token),
+        NGX_HTTP_MOE_OTEL("gen_ai_server_time_to_first_token_seconds",
+                          "From the request to its first token.",
+                          first_token),
+        NGX_HTTP_MOE_TIME("moe_inter_token_seconds",
+                          "Between two tokens of a request.", inter_token),
+        NGX_HTTP_MOE_TIME("vllm:inter_token_latency_seconds",
+                          "Between two tokens of a request.", inter_token),
+        NGX_HTTP_MOE_OTEL("gen_ai_server_time_per_output_token_seconds",
+                          "Between two tokens of a request.", inter_token),
+        NGX_HTTP_MOE_TIME("moe_request_seconds",
+                          "From the request to its end.", duration),
+        NGX_HTTP_MOE_TIME("vllm:e2e_request_latency_seconds",
+                          "From the request to its end.", duration),
+        NGX_HTTP_MOE_OTEL("gen_ai_server_request_duration_seconds",
+                          "From the request to its end.", duration),
+        NGX_HTTP_MOE_OTEL("gen_ai_client_operation_duration_seconds",
+                          "From the request to its end.", duration),
+        NGX_HTTP_MOE_TIME("moe_queue_seconds",
+                          "From the request to its admission.", queued),
+        NGX_HTTP_MOE_TIME("vllm:request_queue_time_seconds",
+                          "From the request to its admission.", queued),
+        NGX_HTTP_MOE_TIME("moe_prefill_seconds",
+                          "From the admission to the first token.", prefill),
+        NGX_HTTP_MOE_TIME("vllm:request_prefill_time_seconds",
+                          "From the admission to the first token.", prefill),
+        NGX_HTTP_MOE_TIME("moe_decode_seconds",
+                          "From the first token to the last.", decode),
+        NGX_HTTP_MOE_TIME("vllm:request_decode_time_seconds",
+                          "From the first token to the last.", decode),
+        NGX_HTTP_MOE_TIME("vllm:request_inference_time_seconds",
+                          "From the admission to the last token.", inference),
+        NGX_HTTP_MOE_NUMBER("moe_request_prompt_tokens",
+                            "Tokens of a request's prompt.", prompt),
+        NGX_HTTP_MOE_NUMBER("vllm:request_prompt_tokens",
+                            "Tokens of a request's prompt.", prompt),
+        NGX_HTTP_MOE_NUMBER("moe_request_completion_tokens",
+                            "Tokens generated for a request.", output),
+        NGX_HTTP_MOE_NUMBER("vllm:request_generation_tokens",
+                            "Tokens generated for a request.", output),
+        NGX_HTTP_MOE_NUMBER("vllm:request_params_max_tokens",
+                            "max_tokens of requests that have it.",
+                            max_tokens),
+        NGX_HTTP_MOE_NUMBER("vllm:request_params_n", "n of requests.",
+                            choices),
+        NGX_HTTP_MOE_ROW("gen_ai_client_token_usage", "Tokens of a request.",
+                         input_usage, NGX_HTTP_MOE_USAGE,
+                         ",gen_ai_token_type=\"input\""),
+        NGX_HTTP_MOE_ROW("gen_ai_client_token_usage", NULL,
+                         output_usage, NGX_HTTP_MOE_USAGE,
+                         ",gen_ai_token_type=\"output\"")
     };
 
     engine = mmcf->engines.elts;
 
-    for (i = 0; i < sizeof(histograms) / sizeof(histograms[0]); i++) {
+    for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 
-        ngx_http_moe_metrics_type(text, histograms[i].name, "histogram",
-                                  histograms[i].help);
+        if (rows[i].help) {
+            ngx_http_moe_metrics_type(text, rows[i].name, "histogram",
+                                      rows[i].help);
+        }
 
         for (k = 0; k < mmcf->engines.nelts; k++) {
-            ngx_http_moe_metrics_histogram(text, histograms[i].name, engine[k],
-                (ngx_http_moe_histogram_t *) ((u_char *) engine[k]->stat
-                                              + histograms[i].offset));
+            ngx_http_moe_metrics_histogram(text, &rows[i], engine[k]);
         }
     }
 }

@@ -61,8 +61,34 @@ typedef struct ngx_http_moe_view_s     ngx_http_moe_view_t;
 
 typedef struct {
     ngx_atomic_t               count[NGX_HTTP_MOE_EDGES + 1];
-    ngx_atomic_t               sum;             /* ms */
+    ngx_atomic_t               sum;             /* ms, or what is counted */
 } ngx_http_moe_histogram_t;
+
+/* Requests that are told apart: by what was asked for, and at their end by
+ * whether that was an error. */
+
+enum {
+    NGX_HTTP_MOE_CHATS = 0,
+    NGX_HTTP_MOE_TEXTS,
+    NGX_HTTP_MOE_FAILED,                        /* beside either */
+    NGX_HTTP_MOE_KINDS = 4
+};
+
+typedef struct {
+    ngx_http_moe_histogram_t   first_token;     /* ms: */
+    ngx_http_moe_histogram_t   inter_token;
+    ngx_http_moe_histogram_t   duration;
+    ngx_http_moe_histogram_t   queued;
+    ngx_http_moe_histogram_t   prefill;
+    ngx_http_moe_histogram_t   decode;
+    ngx_http_moe_histogram_t   inference;       /* both */
+    ngx_http_moe_histogram_t   prompt;          /* tokens: */
+    ngx_http_moe_histogram_t   output;
+    ngx_http_moe_histogram_t   max_tokens;
+    ngx_http_moe_histogram_t   input_usage;     /* the same by powers of 4 */
+    ngx_http_moe_histogram_t   output_usage;
+    ngx_http_moe_histogram_t   choices;
+} ngx_http_moe_kind_t;
 
 enum {
     NGX_HTTP_MOE_END_STOP = 0,
@@ -86,10 +112,7 @@ typedef struct {
     ngx_atomic_t               n_frames;
     ngx_atomic_t               n_missed;
     ngx_atomic_t               n_late;
-    ngx_http_moe_histogram_t   first_token;
-    ngx_http_moe_histogram_t   inter_token;
-    ngx_http_moe_histogram_t   duration;
-    ngx_http_moe_histogram_t   queued;
+    ngx_http_moe_kind_t        kinds[NGX_HTTP_MOE_KINDS];
     size_t                     len;
     u_char                     name[];
 } ngx_http_moe_stat_t;
@@ -400,6 +423,8 @@ struct ngx_http_moe_api_s {
     /* The worth of one token of the prompt; may be NULL. */
     void                     (*prompt)(ngx_http_moe_ctx_t *ctx,
                                  const u_char *logprobs);
+
+    ngx_uint_t                 kind;            /* for metrics */
 };
 
 
@@ -771,9 +796,14 @@ void ngx_http_moe_limit_state_load(ngx_shm_zone_t *zone);
 
 /* metrics.c */
 ngx_int_t ngx_http_moe_metrics_init(ngx_conf_t *cf);
-void ngx_http_moe_metrics_observe(ngx_http_moe_histogram_t *h, ngx_msec_t ms);
+void ngx_http_moe_metrics_observe(ngx_http_moe_histogram_t *h, uint64_t n);
+void ngx_http_moe_metrics_phases(ngx_http_moe_ctx_t *ctx,
+    const struct abi_usage *usage);
 void ngx_http_moe_metrics_end(ngx_http_moe_ctx_t *ctx);
 ngx_int_t ngx_http_moe_metrics_handler(ngx_http_request_t *r);
+
+#define ngx_http_moe_metrics_kind(ctx)                                        \
+    (&(ctx)->engine->stat->kinds[(ctx)->api->kind])
 
 #define ngx_http_moe_metrics_add(engine, counter, n)                          \
     (void) ngx_atomic_fetch_add(&(engine)->stat->counter,                     \

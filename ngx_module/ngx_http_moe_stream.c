@@ -203,8 +203,8 @@ ngx_http_moe_stream_start(ngx_http_moe_ctx_t *ctx,
 
     ngx_http_moe_metrics_add(ctx->engine, n_prompt, start->n_prompt_tok);
     ngx_http_moe_metrics_add(ctx->engine, n_cached, start->n_cached_tok);
-    ngx_http_moe_metrics_observe(&ctx->engine->stat->queued,
-                                 (ngx_msec_t) (start->queue_us / 1000));
+    ngx_http_moe_metrics_observe(&ngx_http_moe_metrics_kind(ctx)->queued,
+                                 start->queue_us / 1000);
 
     if (ngx_http_moe_limit_prompt(ctx) != NGX_OK) {
         ngx_http_moe_stream_error(ctx);
@@ -222,8 +222,9 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
     ngx_http_moe_stream_begin(ctx);
 
     if (delta->n_tok && ctx->token) {
-        ngx_http_moe_metrics_observe(&ctx->engine->stat->inter_token,
-                                     ngx_current_msec - ctx->last_token);
+        ngx_http_moe_metrics_observe(
+            &ngx_http_moe_metrics_kind(ctx)->inter_token,
+            ngx_current_msec - ctx->last_token);
     }
 
     if (delta->n_tok) {
@@ -240,8 +241,9 @@ ngx_http_moe_stream_delta(ngx_http_moe_ctx_t *ctx,
 
         if (ctx->first_token == 0) {
             ctx->first_token = ngx_current_msec;
-            ngx_http_moe_metrics_observe(&ctx->engine->stat->first_token,
-                                         ngx_current_msec - ctx->submitted);
+            ngx_http_moe_metrics_observe(
+                &ngx_http_moe_metrics_kind(ctx)->first_token,
+                ngx_current_msec - ctx->submitted);
         }
 
         ngx_http_moe_timeout_arm(ctx);
@@ -369,6 +371,10 @@ ngx_http_moe_stream_done(ngx_http_moe_ctx_t *ctx,
     ctx->queue_us = usage->queue_us;
 
     ctx->end = NGX_HTTP_MOE_DONE;
+
+    if (!ctx->budget) {
+        ngx_http_moe_metrics_phases(ctx, usage);
+    }
 
     if (!ctx->params.stream) {
         ngx_http_moe_stream_head(ctx, ctx->api->object);
