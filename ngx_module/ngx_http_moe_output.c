@@ -19,6 +19,7 @@ static void ngx_http_moe_output_user_timeout(ngx_connection_t *c,
     ngx_msec_t timeout);
 static ngx_int_t ngx_http_moe_output_chain(ngx_http_moe_ctx_t *ctx,
     ngx_chain_t **out);
+static void ngx_http_moe_output_text(ngx_http_moe_ctx_t *ctx);
 static void ngx_http_moe_output_send(ngx_http_moe_ctx_t *ctx,
     ngx_chain_t *out);
 static void ngx_http_moe_output_whole(ngx_http_moe_ctx_t *ctx);
@@ -34,7 +35,6 @@ void
 ngx_http_moe_output_flush(ngx_http_moe_ctx_t *ctx)
 {
     ngx_int_t            rc;
-    ngx_chain_t         *out;
     ngx_http_request_t  *r;
 
     if (ctx->closed) {
@@ -93,12 +93,7 @@ ngx_http_moe_output_flush(ngx_http_moe_ctx_t *ctx)
         return;
     }
 
-    if (ngx_http_moe_output_chain(ctx, &out) != NGX_OK) {
-        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
-        return;
-    }
-
-    ngx_http_moe_output_send(ctx, out);
+    ngx_http_moe_output_text(ctx);
 }
 
 
@@ -286,6 +281,22 @@ ngx_http_moe_output_chain(ngx_http_moe_ctx_t *ctx, ngx_chain_t **out)
 }
 
 
+/* Sends ctx->out. */
+
+static void
+ngx_http_moe_output_text(ngx_http_moe_ctx_t *ctx)
+{
+    ngx_chain_t  *out;
+
+    if (ngx_http_moe_output_chain(ctx, &out) != NGX_OK) {
+        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
+        return;
+    }
+
+    ngx_http_moe_output_send(ctx, out);
+}
+
+
 static void
 ngx_http_moe_output_send(ngx_http_moe_ctx_t *ctx, ngx_chain_t *out)
 {
@@ -386,7 +397,6 @@ static void
 ngx_http_moe_output_whole(ngx_http_moe_ctx_t *ctx)
 {
     ngx_int_t            rc;
-    ngx_chain_t         *out;
     ngx_http_request_t  *r;
 
     r = ctx->request;
@@ -406,12 +416,7 @@ ngx_http_moe_output_whole(ngx_http_moe_ctx_t *ctx)
         return;
     }
 
-    if (ngx_http_moe_output_chain(ctx, &out) != NGX_OK) {
-        ngx_http_moe_stream_finalize(ctx, NGX_ERROR);
-        return;
-    }
-
-    ngx_http_moe_output_send(ctx, out);
+    ngx_http_moe_output_text(ctx);
 }
 
 
