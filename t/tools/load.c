@@ -56,13 +56,14 @@
 
 /* A word in the answer, matched byte by byte. */
 enum {
-    WORD_DONE, WORD_TOKENS, WORD_RETRY, WORD_TEXT, WORD_LENGTH, WORD_BODY,
-    N_WORDS
+    WORD_DONE, WORD_TOKENS, WORD_RETRY, WORD_TEXT, WORD_LENGTH, WORD_CLOSE,
+    WORD_BODY, N_WORDS
 };
 
 static const char *const words[N_WORDS] = {
     "data: [DONE]", "\"completion_tokens\":", "\nRetry-After: ",
-    "\"content\":\"", "\nContent-Length: ", "\r\n\r\n"
+    "\"content\":\"", "\nContent-Length: ", "\nConnection: close",
+    "\r\n\r\n"
 };
 
 struct stream {
@@ -78,6 +79,7 @@ struct stream {
     uint32_t    n_body;         /* bytes to come, by Content-Length ... */
     uint8_t     in_length;      /* behind WORD_LENGTH */
     uint8_t     in_body;        /* ... and behind WORD_BODY */
+    uint8_t     closes;         /* the server will, after this answer */
     uint32_t    n_events;
     int         status;
     uint8_t     n_status;       /* bytes of the status line seen */
@@ -365,7 +367,8 @@ is_refused(const struct stream *s)
 static int
 may_keep(const struct load *l, const struct stream *s)
 {
-    return l->keep && is_refused(s) && s->in_body && s->n_body == 0;
+    return l->keep && is_refused(s) && !s->closes && s->in_body
+           && s->n_body == 0;
 }
 
 
@@ -477,6 +480,7 @@ stream_byte(struct load *l, struct stream *s, char c, uint64_t now)
 
     s->n_body -= s->in_body && s->n_body > 0;
     s->in_length |= !s->in_body && word_byte(s, WORD_LENGTH, c);
+    s->closes |= (uint8_t) word_byte(s, WORD_CLOSE, c);
     s->in_body |= !s->in_body && word_byte(s, WORD_BODY, c);
 
     if (word_byte(s, WORD_TOKENS, c)) {
