@@ -28,13 +28,13 @@
 
 /* Up to so many rows pass four tiles once, whose weights are asked for here. */
 #define T_STREAM        6
-#define AHEAD           1024    /* bytes */
+#define AHEAD_PAIRS     16
 
 struct block {
     const uint8_t  *w;          /* first tile's pairs of this block */
     size_t          w_tile;     /* bytes from tile to tile */
-    const uint8_t  *ask[2];     /* weights to be asked for, of two tiles */
-    size_t          step[2];    /* on to the next; 0: nothing is */
+    const uint8_t  *ask[4];     /* weights to be asked for, of R tiles */
+    size_t          step[4];    /* on to the next; 0: nothing is */
     const uint32_t *x;          /* (T, PANEL_STRIDE) pairs */
     uint32_t        n_pairs;
     uint32_t        n_out;      /* outputs from the first tile on */
@@ -84,8 +84,7 @@ block_run(const struct block *b, int R, int T)
 
             w[r] = (__m512bh) _mm512_loadu_si512(p);
 
-            _mm_prefetch((const char *) (R == 4 ? p + AHEAD
-                                         : b->ask[r] + i * b->step[r]),
+            _mm_prefetch((const char *) b->ask[r] + i * b->step[r],
                          _MM_HINT_T0);
         }
 
@@ -186,8 +185,9 @@ panel_fill(struct panel *p, const struct linear *a)
 }
 
 
-/* One block of columns for all rows, in parts of nearly equal size.  The first
- * part asks for the next weights of one tile, the second for the other's. */
+/* One block of columns for all rows, in parts of nearly equal size.  One part
+ * asks for the next weights of all tiles; of several the first does for those
+ * of one tile, the second for the other's. */
 static void
 run_rows(struct block b, uint32_t n, const uint8_t *next, const block_fn *run)
 {
@@ -196,7 +196,7 @@ run_rows(struct block b, uint32_t n, const uint8_t *next, const block_fn *run)
     for (uint32_t i = 1; i <= n_parts; i++) {
         uint32_t T = n * i / n_parts - done;
 
-        for (uint32_t r = 0; r < 2; r++) {
+        for (uint32_t r = 0; r < 4; r++) {
             b.ask[r] = next + b.w_tile * r;
             b.step[r] = n_parts == 1 || i == r + 1 ? TILE * 4 : 0;
         }
@@ -209,7 +209,7 @@ run_rows(struct block b, uint32_t n, const uint8_t *next, const block_fn *run)
 }
 
 
-/* R tiles. */
+/* R tiles.  Where their columns end, the next R tiles begin. */
 static void
 panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
           uint32_t R, const block_fn *run)
@@ -220,21 +220,26 @@ panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
         .y = a->y + a->y_stride * p->row + tile * TILE,
         .y_stride = a->y_stride
     };
+    uint32_t       ahead = p->n_rows <= T_MAX ? AHEAD_PAIRS : BLOCK_PAIRS;
+    uint32_t       n_pairs = (p->n_cols + 1) / 2;
     const uint8_t *w = a->w + b.w_tile * tile + (size_t) p->col / 2 * TILE * 4;
 
-    for (uint32_t at = 0; at < p->n_cols; at += 2 * BLOCK_PAIRS) {
-        uint32_t       left = (p->n_cols - at + 1) / 2;
-        const uint8_t *next;
+    for (uint32_t at = 0; at < n_pairs; at += b.n_pairs) {
+        uint32_t in_block = at % BLOCK_PAIRS, left = n_pairs - at;
 
-        b.w = w + (size_t) at / 2 * TILE * 4;
-        b.x = p->x + (size_t) at / (2 * BLOCK_PAIRS) * p->n_rows
-                     * PANEL_STRIDE;
-        b.n_pairs = left < BLOCK_PAIRS ? left : BLOCK_PAIRS;
-        b.go_on = a->add || p->col + at != 0;
-        next = p->n_rows <= T_MAX ? b.w + AHEAD
-               : left > BLOCK_PAIRS ? b.w + BLOCK_PAIRS * TILE * 4
-                                    : w + b.w_tile * R;
-        run_rows(b, p->n_rows, next, run);
+        b.n_pairs = BLOCK_PAIRS - in_block < left ? BLOCK_PAIRS - in_block
+                                                  : left;
+
+        if (b.n_pairs == left && left > ahead) {
+            b.n_pairs = left - ahead;
+        }
+
+        b.w = w + (size_t) at * TILE * 4;
+        b.x = p->x + (size_t) (at / BLOCK_PAIRS) * p->n_rows * PANEL_STRIDE
+              + in_block;
+        b.go_on = a->add || p->col != 0 || at != 0;
+        run_rows(b, p->n_rows, left > ahead ? b.w + ahead * TILE * 4
+                                            : w + b.w_tile * R, run);
     }
 }
 
