@@ -163,6 +163,7 @@ run_bytes(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
     size_t         head = 64 * (size_t) n_groups;
     const uint8_t *run = b->w + i * (head + QUANT_RUN * TILE);
 
+#pragma GCC unroll 2
     for (int group = 0; group < n_groups; group++) {
         __m512i part[4][T_MAX], w[4];
         __m512  scale[4];
