@@ -17,11 +17,12 @@
 #                 PEER is a llama-bench, as for peer.pl, with llama-server
 #                 beside it.  How that is run is said.
 #
-# SHAPE=NAME runs one model alone, ONLY=streams, prefix, gap, flood or peer a
-# part of that, COUNTS="1 16" these numbers of streams, TOKENS so many of each;
-# LONG=1 floods for two minutes, not for ten seconds; KEEP=1: who was refused
-# leaves his connection to the next.  IDLE=1: the engine has a core when nobody
-# else wants it (SCHED_IDLE).
+# SHAPE=NAME runs one model alone, and v2_lite_9 only so; ONLY=streams, prefix,
+# gap, flood or peer a part of that, COUNTS="1 16" these numbers of streams,
+# TOKENS so many of each, QUANT=int8 or int4 with fewer bits a weight (the peer:
+# Q8_0, Q4_K); LONG=1 floods for two minutes, not for ten seconds; KEEP=1: who
+# was refused leaves his connection to the next.  IDLE=1: the engine has a core
+# when nobody else wants it (SCHED_IDLE).
 use strict;
 use warnings;
 use File::Basename;
@@ -36,6 +37,8 @@ use Moe::Peer;
 my $chunk_ms = 100;             # the default of --step-ms
 my $flood_s = $ENV{LONG} ? 120 : 10;
 my $n_new = 0;
+my $quant = $ENV{QUANT} || 'bf16';
+my %peer_type = (bf16 => 'bf16', int8 => 'q8_0', int4 => 'q4_k');
 
 my $like = '"stream":true,"stream_options":{"include_usage":true},'
          . '"temperature":0,"ignore_eos":true';
@@ -43,14 +46,17 @@ my $like = '"stream":true,"stream_options":{"include_usage":true},'
 my %shapes = (
     demo => sub { Moe::model() },
     openseek_small => sub { random_model('openseek-small', 8192, @_) },
+    v2_lite_9 => sub { random_model('v2-lite-9', 8192, @_) },
 );
 
-for my $shape (sort keys %shapes) {
-    next if $ENV{SHAPE} && $ENV{SHAPE} ne $shape;
+die "QUANT: expected bf16, int8 or int4, got $quant\n" if !$peer_type{$quant};
+for my $shape ($ENV{SHAPE} || qw(demo openseek_small)) {
+    die "SHAPE: expected ", join(', ', sort keys %shapes), ", got $shape\n"
+        if !$shapes{$shape};
     my $moe = Moe->new;
     my @random = $shape eq 'demo' ? () : ('--random-weights', 1);
     $moe->engine(model => $shapes{$shape}->($moe),
-                 args => [@random, '--max-queue', 64]);
+                 args => [@random, '--quant', $quant, '--max-queue', 64]);
     $moe->nginx(engine => 'streams 4096;');
     $moe->wait_ready;
     if ($ENV{IDLE}) {
@@ -138,12 +144,12 @@ sub streams {
 
 # llama-server with the weights of this shape, when it answers.
 sub start_peer {
-    my ($moe) = @_;
+    my ($shape, $moe) = @_;
     chomp(my $threads = $ENV{THREADS} || `nproc`);
-    my @cmd = (dirname($ENV{PEER}) . '/llama-server',
-               '-m', Moe::Peer::gguf('openseek-small', 'bf16'), '-t', $threads,
-               '-tb', $threads, qw(-np 16 -c 8192 --no-webui --host 127.0.0.1
-               --port), $moe->port('peer'));
+    my $file = Moe::Peer::gguf($shape =~ tr/_/-/r, $peer_type{$quant});
+    my @cmd = (dirname($ENV{PEER}) . '/llama-server', '-m', $file,
+               '-t', $threads, '-tb', $threads, qw(-np 16 -c 8192 --no-webui
+               --host 127.0.0.1 --port), $moe->port('peer'));
     print "# peer: @cmd\n";
     my $pid = $moe->spawn('peer.log', @cmd);
     my $health = 'http://127.0.0.1:' . $moe->port('peer') . '/health';
@@ -157,13 +163,13 @@ sub start_peer {
 
 sub peer {
     my ($shape, $moe) = @_;
-    return if $shape ne 'openseek_small';
+    return if $shape eq 'demo';
     if (!$ENV{PEER} || !-x dirname($ENV{PEER}) . '/llama-server') {
         print "# SKIP: PEER=path/to/llama-bench, with llama-server beside it, "
             . "compares streams with llama.cpp\n";
         return;
     }
-    my $pid = start_peer($moe);
+    my $pid = start_peer($shape, $moe);
     my @servers = ([ours => $moe->port], [peer => $moe->port('peer')]);
     my (%got, %median);
     warm($_->[1]) for @servers;
