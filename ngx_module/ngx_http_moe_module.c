@@ -569,7 +569,7 @@ ngx_http_moe_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-    clcf->handler = ngx_http_moe_metrics_handler;
+    clcf->handler = ngx_http_moe_prometheus_handler;
 
     return NGX_CONF_OK;
 }

@@ -58,6 +58,7 @@ typedef struct ngx_http_moe_view_s     ngx_http_moe_view_t;
 /* What all workers count of a group, in shared memory. */
 
 #define NGX_HTTP_MOE_EDGES        18
+#define NGX_HTTP_MOE_POWERS       14
 
 typedef struct {
     ngx_atomic_t               count[NGX_HTTP_MOE_EDGES + 1];
@@ -800,7 +801,6 @@ void ngx_http_moe_metrics_observe(ngx_http_moe_histogram_t *h, uint64_t n);
 void ngx_http_moe_metrics_phases(ngx_http_moe_ctx_t *ctx,
     const struct abi_usage *usage);
 void ngx_http_moe_metrics_end(ngx_http_moe_ctx_t *ctx);
-ngx_int_t ngx_http_moe_metrics_handler(ngx_http_request_t *r);
 
 #define ngx_http_moe_metrics_kind(ctx)                                        \
     (&(ctx)->engine->stat->kinds[(ctx)->api->kind])
@@ -808,6 +808,15 @@ ngx_int_t ngx_http_moe_metrics_handler(ngx_http_request_t *r);
 #define ngx_http_moe_metrics_add(engine, counter, n)                          \
     (void) ngx_atomic_fetch_add(&(engine)->stat->counter,                     \
                                 (ngx_atomic_int_t) (n))
+
+/* Upper edges, of milliseconds and of numbers: three to a decade; and those
+ * that OpenTelemetry wants for its token usage. */
+
+extern const ngx_uint_t  ngx_http_moe_edges[NGX_HTTP_MOE_EDGES];
+extern const ngx_uint_t  ngx_http_moe_powers[NGX_HTTP_MOE_POWERS];
+
+/* prometheus.c */
+ngx_int_t ngx_http_moe_prometheus_handler(ngx_http_request_t *r);
 
 /* variables.c */
 ngx_int_t ngx_http_moe_variables_add(ngx_conf_t *cf);
