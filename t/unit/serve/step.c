@@ -4,6 +4,7 @@
  */
 #define log_line count_line
 #include "engine/serve/answer.c"
+#include "engine/serve/job.c"
 #include "engine/serve/step.c"
 
 #include <setjmp.h>

@@ -27,7 +27,7 @@
 static uint32_t n_logged;
 
 
-/* What step.c logs are errors of single requests, and expected. */
+/* What is logged are errors of single requests, and expected. */
 void
 count_line(enum log_level level, const char *fmt, ...)
 {
