@@ -139,10 +139,10 @@ reserve_meta(struct cuda *c, size_t n)
     CUDA_CHECK(cudaStreamSynchronize(c->stream));
     cuda_step_forget(c);
     CUDA_CHECK(cudaFree(c->meta));
-    CUDA_CHECK(cudaFreeHost(c->meta_host));
+    CUDA_CHECK(cudaFreeHost(c->meta_both));
     c->meta_words = n < META_WORDS ? META_WORDS : 2 * n;
     CUDA_CHECK(cudaMalloc((void **) &c->meta, c->meta_words * 4));
-    CUDA_CHECK(cudaMallocHost((void **) &c->meta_host, c->meta_words * 4));
+    CUDA_CHECK(cudaMallocHost((void **) &c->meta_both, c->meta_words * 8));
 }
 
 
@@ -165,8 +165,8 @@ shares_table(const struct batch *batch, uint32_t t)
 
 /*
  * The step's tokens: n_tok words each of ids, positions, where tables begin
- * and rows of logits, then the tables.  Host memory is free for it: fetch()
- * waited for the step before.
+ * and rows of logits, then the tables.  Host memory is free for it: the last
+ * step but one has been waited for, by fetch() or chosen().
  */
 static void
 op_begin(struct backend *b, const struct batch *batch)
@@ -179,8 +179,10 @@ op_begin(struct backend *b, const struct batch *batch)
         words += shares_table(batch, t) ? 0 : n_pages(batch, t);
     }
 
+    assert(c->n_sampled - c->n_chosen < 2);
     cuda_uploads_wait(c);
     reserve_meta(c, words);
+    c->meta_host = c->meta_both + (c->n_steps++ % 2) * c->meta_words;
 
     uint32_t *to = c->meta_host, *pages = to + 4 * (size_t) n;
 
@@ -211,17 +213,6 @@ op_begin(struct backend *b, const struct batch *batch)
 }
 
 
-void
-cuda_reserve_out(struct cuda *c, size_t n_bytes)
-{
-    if (n_bytes > c->out_bytes) {
-        CUDA_CHECK(cudaFreeHost(c->out));
-        CUDA_CHECK(cudaMallocHost((void **) &c->out, n_bytes));
-        c->out_bytes = n_bytes;
-    }
-}
-
-
 static float *
 op_fetch(struct backend *b, struct tensor x, uint32_t n_rows, uint32_t n)
 {
@@ -229,7 +220,12 @@ op_fetch(struct backend *b, struct tensor x, uint32_t n_rows, uint32_t n)
     size_t       n_bytes = (size_t) n_rows * n * sizeof(float);
 
     assert(x.stride == n);
-    cuda_reserve_out(c, n_bytes);
+
+    if (n_bytes > c->out_bytes) {
+        CUDA_CHECK(cudaFreeHost(c->out));
+        CUDA_CHECK(cudaMallocHost((void **) &c->out, n_bytes));
+        c->out_bytes = n_bytes;
+    }
 
     if (n_bytes != 0) {
         CUDA_CHECK(cudaMemcpyAsync(c->out, x.data, n_bytes,
@@ -250,8 +246,9 @@ op_close(struct backend *b)
     cuda_step_close(c);
     cuda_uploads_close(c);
     pool_free(c->pool);
+    cuda_sample_close(c);
     CUDA_CHECK(cudaFree(c->meta));
-    CUDA_CHECK(cudaFreeHost(c->meta_host));
+    CUDA_CHECK(cudaFreeHost(c->meta_both));
     CUDA_CHECK(cudaFree(c->counters));
     CUDA_CHECK(cudaFree(c->scratch));
     CUDA_CHECK(cudaFree(c->rounded));
@@ -338,6 +335,7 @@ cuda_open(const char *name, int n_threads, struct err *e)
     c->ops.begin = op_begin;
     c->ops.fetch = op_fetch;
     c->ops.sample = cuda_sample;
+    c->ops.chosen = cuda_chosen;
     c->b.ops = &c->ops;
     c->b.name = "cuda";
     c->deterministic = deterministic;

@@ -52,6 +52,14 @@ extern "C" {
 
 struct upload;                  /* a loading thread's buffers */
 
+/* What one sample() is told, and brings. */
+struct cuda_choice {
+    char     *memory;           /* pinned: struct sample, then tokens, a row */
+    size_t    n_bytes;
+    uint32_t *tokens;
+    uint32_t  n_rows;
+};
+
 /* struct batch, on the device. */
 struct cuda_batch {
     uint32_t *ids;              /* (n_tok) */
@@ -78,8 +86,11 @@ struct cuda {
     uint32_t          max_pos;      /* no position of the step is larger */
     struct cuda_batch batch;
     uint32_t         *meta;         /* what batch points into */
-    uint32_t         *meta_host;    /* pinned */
+    uint32_t         *meta_both;    /* pinned: for this step and the one before
+                                       it, which may not have begun yet */
+    uint32_t         *meta_host;    /* the half of this step */
     size_t            meta_words;
+    uint32_t          n_steps;
     uint32_t         *rows;         /* gather()'s */
 
     struct cuda_step *step;         /* what is recorded and replayed */
@@ -87,8 +98,14 @@ struct cuda {
     float            *scratch;      /* CUDA_SCRATCH bytes */
     unsigned char    *rounded;      /* CUDA_ROUNDED bytes: wide.cu's */
     uint32_t         *counters;     /* (CUDA_FEW) 0 between kernels */
-    float            *out;          /* pinned: fetch()'s and sample()'s */
+    float            *out;          /* pinned: fetch()'s */
     size_t            out_bytes;
+
+    struct cuda_choice choices[2];  /* of sample() number n_sampled % 2 */
+    uint32_t          n_sampled;
+    uint32_t          n_chosen;     /* of them read */
+    uint32_t         *chosen;       /* (n_room) of the last one */
+    uint32_t          n_room;
 };
 
 static inline struct cuda *
@@ -305,11 +322,11 @@ void cuda_mla(struct backend *b, const struct mla *a);
 void cuda_route(struct backend *b, const struct route *a);
 void cuda_moe(struct backend *b, const struct moe *a);
 
-/* sample.cu; backend.cu: room for n bytes at c->out. */
-const uint32_t *cuda_sample(struct backend *b, struct tensor x,
-                            const struct sample *rows, uint32_t n_rows,
-                            uint32_t n);
-void cuda_reserve_out(struct cuda *c, size_t n_bytes);
+/* sample.cu */
+void cuda_sample(struct backend *b, struct tensor x,
+                 const struct sample *rows, uint32_t n_rows, uint32_t n);
+const uint32_t *cuda_chosen(struct backend *b);
+void cuda_sample_close(struct cuda *c);
 
 /* prompt.cu: heads and rope of the queries, mla, and heads of what it gives,
  * of many tokens.  -1: not for these; call them one by one. */

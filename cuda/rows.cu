@@ -15,13 +15,20 @@
 
 
 static __global__ void
-embed_kernel(struct tensor y, const struct weight w, const uint32_t *ids)
+embed_kernel(struct tensor y, const struct weight w, const uint32_t *ids,
+             const uint32_t *chosen)
 {
     hw_depend();
     hw_release();
 
     uint32_t id = ids[blockIdx.x];
     float   *to = y.data + y.stride * blockIdx.x;
+
+    /* What comes after no token is for nobody. */
+    if (id >= BACKEND_CHOSEN) {
+        id = chosen[id - BACKEND_CHOSEN];
+        id = id == BACKEND_NO_TOKEN ? 0 : id;
+    }
 
     for (uint32_t i = threadIdx.x; i < w.n_in; i += blockDim.x) {
         if (w.dtype == DTYPE_F32) {
@@ -159,7 +166,7 @@ cuda_embed(struct backend *b, struct tensor y, const struct weight *w)
     struct cuda *c = cuda_of(b);
 
     cuda_launch(c, c->n_tok, CUDA_THREADS, 0, embed_kernel, y, *w,
-                c->batch.ids);
+                c->batch.ids, c->chosen);
 }
 
 

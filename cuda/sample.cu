@@ -18,6 +18,7 @@
  */
 #include "common.cuh"
 
+#include <assert.h>
 #include <float.h>
 #include <string.h>
 
@@ -30,12 +31,17 @@
 #define ID_MAX      ((1u << ID_BITS) - 1)
 #define KEY_BITS    (32 + ID_BITS)
 #define ONE         4398046511104.0f    /* 2^42 */
+#define UNREAD      0xfffffffeu         /* neither an id nor BACKEND_NO_TOKEN */
+#define ROOM_MIN    1024                /* rows */
+#define LOOKS       256                 /* at a word, to one at the device */
 
 struct sample_args {
     struct tensor        x;
-    const struct sample *rows;
+    const struct sample *rows;          /* of the host, */
+    uint32_t             n_rows;
     uint32_t             n;
-    uint32_t            *tokens;
+    uint32_t            *tokens;        /* as these: (n_rows), or one */
+    uint32_t            *chosen;        /* (n_rows) the same */
 };
 
 /* A sum, in halves: additions of 32 bits are one instruction in shared
@@ -542,11 +548,28 @@ draw(const struct sample &s)
 }
 
 
+/* For the step after this one, and then for the host. */
+static __device__ __forceinline__ void
+put(const struct sample_args &a, uint32_t id)
+{
+    a.chosen[blockIdx.x] = id;
+    a.tokens[blockIdx.x] = id;
+}
+
+
 static __global__ void __launch_bounds__(THREADS)
 sample_kernel(const struct sample_args a)
 {
     hw_depend();
     hw_release();
+
+    if (a.n_rows == 0) {
+        if (threadIdx.x == 0) {
+            a.tokens[0] = 0;
+        }
+
+        return;
+    }
 
     struct sample     s = a.rows[blockIdx.x];
     struct sample_row r = { a.x.data + a.x.stride * blockIdx.x, a.n, 0,
@@ -554,7 +577,7 @@ sample_kernel(const struct sample_args a)
 
     if (!largest(&r)) {
         if (threadIdx.x == 0) {
-            a.tokens[blockIdx.x] = BACKEND_NO_TOKEN;
+            put(a, BACKEND_NO_TOKEN);
         }
 
         return;
@@ -585,33 +608,108 @@ sample_kernel(const struct sample_args a)
 
     /* All threads have a greedy one, a warp one that was drawn. */
     if (id != ID_MAX && hw_lane() == 0) {
-        a.tokens[blockIdx.x] = id;
+        put(a, id);
     }
 }
 
 
-const uint32_t *
+/* Where the next steps find the tokens too. */
+static void
+reserve_chosen(struct cuda *c, uint32_t n_rows)
+{
+    if (n_rows > c->n_room) {
+        CUDA_CHECK(cudaStreamSynchronize(c->stream));
+        cuda_step_forget(c);
+        CUDA_CHECK(cudaFree(c->chosen));
+        c->n_room = n_rows < ROOM_MIN ? ROOM_MIN : 2 * n_rows;
+        CUDA_CHECK(cudaMalloc((void **) &c->chosen,
+                              c->n_room * sizeof(uint32_t)));
+    }
+}
+
+
+/* A step without rows has one word too, which says that it is over. */
+void
 cuda_sample(struct backend *b, struct tensor x, const struct sample *rows,
             uint32_t n_rows, uint32_t n)
 {
-    struct cuda       *c = cuda_of(b);
-    size_t             n_bytes = n_rows * sizeof(*rows);
-    struct sample_args a;
+    struct cuda        *c = cuda_of(b);
+    struct cuda_choice *to = &c->choices[c->n_sampled % 2];
+    uint32_t            n_words = n_rows > 0 ? n_rows : 1;
+    size_t              n_bytes = n_words * (sizeof(*rows) + sizeof(uint32_t));
+    struct sample_args  a;
 
-    cuda_reserve_out(c, n_bytes + n_rows * sizeof(uint32_t));
-    memcpy(c->out, rows, n_bytes);
-    memset(&a, 0, sizeof(a));
-    a.x = x;
-    a.rows = (const struct sample *) (const void *) c->out;
-    a.n = n;
-    a.tokens = (uint32_t *) (void *) ((char *) c->out + n_bytes);
+    assert(c->n_sampled - c->n_chosen < 2);
+    reserve_chosen(c, n_words);
 
-    if (n_rows != 0) {
-        cuda_launch(c, n_rows, THREADS, sizeof(struct sample_room),
-                    sample_kernel, a);
+    if (n_bytes > to->n_bytes) {
+        CUDA_CHECK(cudaFreeHost(to->memory));
+        CUDA_CHECK(cudaMallocHost((void **) &to->memory, 2 * n_bytes));
+        to->n_bytes = 2 * n_bytes;
     }
 
-    CUDA_CHECK(cudaStreamSynchronize(c->stream));
+    to->tokens = (uint32_t *) (void *) (to->memory
+                                        + n_words * sizeof(*rows));
+    to->n_rows = n_rows;
+    memset(&a, 0, sizeof(a));
+    a.x = x;
+    a.rows = (const struct sample *) (const void *) to->memory;
+    a.n_rows = n_rows;
+    a.n = n;
+    a.tokens = to->tokens;
+    a.chosen = c->chosen;
 
-    return a.tokens;
+    if (n_rows != 0) {
+        memcpy(to->memory, rows, n_rows * sizeof(*rows));
+    }
+
+    for (uint32_t r = 0; r < n_words; r++) {
+        to->tokens[r] = UNREAD;
+    }
+
+    cuda_launch(c, n_words, THREADS, sizeof(struct sample_room),
+                sample_kernel, a);
+    c->n_sampled++;
+}
+
+
+/* The words are written one by one; a device that fails writes none, and is
+ * asked now and then. */
+const uint32_t *
+cuda_chosen(struct backend *b)
+{
+    struct cuda              *c = cuda_of(b);
+    const struct cuda_choice *from = &c->choices[c->n_chosen % 2];
+    const volatile uint32_t  *words = from->tokens;
+    uint32_t                  n = from->n_rows > 0 ? from->n_rows : 1;
+
+    assert(c->n_chosen != c->n_sampled);
+    c->n_chosen++;
+
+    for (uint32_t r = 0, n_looks = 0; r < n;) {
+        if (words[r] != UNREAD) {
+            r++;
+            continue;
+        }
+
+        if (n_looks++ % LOOKS == 0) {
+            cudaError_t e = cudaStreamQuery(c->stream);
+
+            if (e != cudaErrorNotReady) {
+                CUDA_CHECK(e);
+            }
+        }
+    }
+
+    return from->tokens;
+}
+
+
+void
+cuda_sample_close(struct cuda *c)
+{
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CUDA_CHECK(cudaFree(c->chosen));
+    CUDA_CHECK(cudaFreeHost(c->choices[0].memory));
+    CUDA_CHECK(cudaFreeHost(c->choices[1].memory));
 }

@@ -87,7 +87,8 @@ struct kv_store {
 /* The tokens of a step; borrowed until the next begin(). */
 struct batch {
     uint32_t               n_tok;
-    const uint32_t        *ids;     /* (n_tok) */
+    const uint32_t        *ids;     /* (n_tok); or BACKEND_CHOSEN + r: what row
+                                       r of the last sample() has chosen */
     const uint32_t        *pos;     /* (n_tok) */
     const uint32_t *const *pages;   /* (n_tok) page tables, covering pos */
     /* Not 0: up to gather() the calls and their arguments are those of every
@@ -203,6 +204,7 @@ struct sample {
 };
 
 #define BACKEND_NO_TOKEN    0xffffffffu     /* of a row that is not finite */
+#define BACKEND_CHOSEN      0x80000000u
 
 
 struct backend;
@@ -285,11 +287,17 @@ struct backend_ops {
                       uint32_t n);
 
     /* Instead of fetch(): a token of each row, chosen among its first n as
-     * rows[r] says, the same bits as sampler_next()'s.  NULL: this backend
-     * leaves that to the host, which has the logits anyway. */
-    const uint32_t *(*sample)(struct backend *b, struct tensor x,
-                              const struct sample *rows, uint32_t n_rows,
-                              uint32_t n);
+     * rows[r] says, the same bits as sampler_next()'s.  It does not wait for
+     * that, and the next step may begin, and even end, before chosen() is
+     * asked; but not one more.  NULL: this backend leaves the choice to the
+     * host, which has the logits anyway. */
+    void     (*sample)(struct backend *b, struct tensor x,
+                       const struct sample *rows, uint32_t n_rows,
+                       uint32_t n);
+
+    /* Waits for the tokens (n_rows) of the first sample() that this was not
+     * asked for; they stay until that one's next but one. */
+    const uint32_t *(*chosen)(struct backend *b);
 };
 
 struct backend {

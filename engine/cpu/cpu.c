@@ -669,7 +669,8 @@ static const struct backend_ops ops = {
     op_weight_bytes,
     op_weight_put, op_weight_place, op_each, op_begin, op_embed, op_rmsnorm,
     op_linear, op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route,
-    cpu_moe, op_silu_mul, op_gather, op_fetch, NULL
+    cpu_moe, op_silu_mul, op_gather, op_fetch, NULL,
+    NULL
 };
 
 

@@ -41,6 +41,11 @@ struct model {
     uint32_t             *pos;
     const uint32_t      **pages;
     uint32_t             *row_of;       /* (max_rows) token of a logits row */
+
+    /* Launched and not collected. */
+    int                   n_chosen;     /* steps of tokens ... */
+    int                   has_logits;   /* ... and then one of logits */
+    uint32_t              n_rows;       /* of the last launch */
 };
 
 
@@ -511,8 +516,10 @@ lay_out(struct model *m, const struct model_segment *segs, int n_segs)
                && n_rows + (uint32_t) s->n_rows <= (uint32_t) m->max_rows);
 
         for (int t = 0; t < s->n_tok; t++, n_tok++) {
-            assert(s->tokens[t] < m->c.vocab);
-            m->ids[n_tok] = s->tokens[t];
+            assert(s->chosen != 0 ? s->n_tok == 1
+                                  : s->tokens[t] < m->c.vocab);
+            m->ids[n_tok] = s->chosen != 0 ? BACKEND_CHOSEN + s->chosen - 1
+                                           : s->tokens[t];
             m->pos[n_tok] = (uint32_t) (s->pos + t);
             m->pages[n_tok] = s->pages;
 
@@ -556,12 +563,51 @@ forward(struct model *m, const struct model_segment *segs, int n_segs)
 
 
 void
+model_launch(struct model *m, const struct model_segment *segs, int n_segs,
+             const struct sample *how, uint32_t n_vocab)
+{
+    /* One under way at most, whose tokens this one can have. */
+    assert(m->n_chosen <= 1 && !m->has_logits);
+    m->n_rows = forward(m, segs, n_segs);
+
+    if (how == NULL) {
+        m->has_logits = 1;
+        return;
+    }
+
+    assert(n_vocab <= m->c.vocab);
+    m->b->ops->sample(m->b, m->logits, how, m->n_rows, n_vocab);
+    m->n_chosen++;
+}
+
+
+struct model_result
+model_collect(struct model *m)
+{
+    struct model_result r = { NULL, NULL };
+
+    if (m->n_chosen > 0) {
+        r.tokens = m->b->ops->chosen(m->b);
+        m->n_chosen--;
+        return r;
+    }
+
+    assert(m->has_logits);
+    m->has_logits = 0;
+    r.logits = m->b->ops->fetch(m->b, m->logits, m->n_rows, m->c.vocab);
+
+    return r;
+}
+
+
+void
 model_forward(struct model *m, const struct model_segment *segs, int n_segs,
               float **logits)
 {
-    uint32_t n_rows = forward(m, segs, n_segs);
-
-    *logits = m->b->ops->fetch(m->b, m->logits, n_rows, m->c.vocab);
+    assert(m->n_chosen == 0);
+    model_launch(m, segs, n_segs, NULL, 0);
+    m->has_logits = 0;
+    *logits = m->b->ops->fetch(m->b, m->logits, m->n_rows, m->c.vocab);
 }
 
 
@@ -569,18 +615,6 @@ int
 model_samples(const struct model *m)
 {
     return m->b->ops->sample != NULL;
-}
-
-
-void
-model_forward_sample(struct model *m, const struct model_segment *segs,
-                     int n_segs, const struct sample *how, uint32_t n_vocab,
-                     const uint32_t **tokens)
-{
-    uint32_t n_rows = forward(m, segs, n_segs);
-
-    assert(n_vocab <= m->c.vocab);
-    *tokens = m->b->ops->sample(m->b, m->logits, how, n_rows, n_vocab);
 }
 
 

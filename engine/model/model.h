@@ -83,27 +83,41 @@ struct model_segment {
     int             n_tok;      /* >= 1 */
     int             pos;        /* tokens already in the pages */
     int             n_rows;     /* logits wanted: of the last n_rows tokens */
+    uint32_t        chosen;     /* 0; or n_tok is 1, and instead of tokens it
+                                   is what row chosen - 1 of the launch before
+                                   has brought, which nobody has read */
+};
+
+struct sample;
+
+/* What a batch has brought, by row: one of the two, the other is NULL.  Until
+ * the next launch but one. */
+struct model_result {
+    const float    *logits;     /* (sum of n_rows, n_vocab) FP32, in order */
+    const uint32_t *tokens;     /* (sum of n_rows) BACKEND_NO_TOKEN: its
+                                   logits are not finite */
 };
 
 /*
- * Runs the batch and appends its keys to the pages.  *logits becomes
- * (sum of n_rows, n_vocab) FP32, in order, borrowed until the next call.  The
- * sums of n_tok and n_rows are within the options' limits, page numbers below
- * n_pages and pos + n_tok within n_ctx_tok: else it is our bug (assert).
+ * Runs the batch and appends its keys to the pages.  The sums of n_tok and
+ * n_rows are within the options' limits, page numbers below n_pages and
+ * pos + n_tok within n_ctx_tok: else it is our bug (assert).
+ *
+ * With how, and only where model_samples(): a token of each row, among its
+ * first n_vocab, is chosen as how[r] says where the logits are.  Then the call
+ * does not wait, and one more launch may follow before it is collected: with
+ * the tokens that it has chosen, and in the pages that it fills.
  */
+void model_launch(struct model *m, const struct model_segment *segs,
+                  int n_segs, const struct sample *how, uint32_t n_vocab);
+/* Waits for the first launch that is not collected. */
+struct model_result model_collect(struct model *m);
+
+int model_samples(const struct model *m);
+
+/* Both at once, for logits: borrowed until the next call. */
 void model_forward(struct model *m, const struct model_segment *segs,
                    int n_segs, float **logits);
-
-/*
- * The same, but a token of each row, among its first n_vocab, chosen as how[r]
- * says where the logits are; BACKEND_NO_TOKEN: the row is not finite.  Only
- * where model_samples().
- */
-struct sample;
-int model_samples(const struct model *m);
-void model_forward_sample(struct model *m, const struct model_segment *segs,
-                          int n_segs, const struct sample *how,
-                          uint32_t n_vocab, const uint32_t **tokens);
 
 /* Makes a page the copy of another, in all layers. */
 void model_copy_page(struct model *m, uint32_t to, uint32_t from);

@@ -110,8 +110,8 @@ say(const struct serve *s, struct sampler *sampler, struct job *j, uint32_t k,
         return fail(j, "the model's output is not finite");
     }
 
-    c->tokens[j->sched.seqs[k].n_tok++] = token;
-    c->n_output++;
+    c->tokens[j->sched.n_prompt + c->n_output++] = token;
+    j->sched.seqs[k].n_tok = j->sched.n_prompt + c->n_output;
     j->n_output++;
     j->n_drawn++;
 
@@ -212,12 +212,12 @@ say_all(const struct serve *s, struct sampler *sampler, struct job *j,
 
 /* The rows of one segment, or its token. */
 static int
-answer_run(const struct serve *s, struct sampler *sampler, int i)
+answer_run(const struct serve *s, struct sampler *sampler,
+           const struct model_segment *g, const struct run *run)
 {
-    const struct model_segment *g = &s->segments[i];
-    struct job                 *j = s->runs[i].job;
-    uint32_t                    k = s->runs[i].i_choice;
-    const float                *rows = s->runs[i].rows;
+    struct job  *j = run->job;
+    uint32_t     k = run->i_choice;
+    const float *rows = run->rows;
 
     if (g->n_rows == 0) {
         return 0;
@@ -233,22 +233,30 @@ answer_run(const struct serve *s, struct sampler *sampler, int i)
     struct result r = {
         rows == NULL ? NULL : rows + (size_t) (g->n_rows - 1)
                                      * s->model->n_vocab,
-        rows != NULL ? 0 : s->runs[i].tokens[g->n_rows - 1]
+        rows != NULL ? 0 : run->tokens[g->n_rows - 1]
     };
 
-    return j->sched.seqs[k].n_done < j->sched.seqs[k].n_tok ? 0
-           : say_all(s, sampler, j, k, &r);
+    return run->ends ? say_all(s, sampler, j, k, &r) : 0;
 }
+
+
+struct answer {
+    const struct serve  *s;
+    const struct flight *f;
+};
 
 
 /* All segments of the i-th job of the step. */
 static void
 answer_job(void *ctx, uint32_t i, int thread)
 {
-    const struct serve *s = ctx;
+    const struct answer *a = ctx;
+    const struct serve  *s = a->s;
 
     for (int k = s->firsts[i]; k < s->firsts[i + 1]; k++) {
-        if (answer_run(s, &s->samplers[thread], k) != 0) {
+        if (answer_run(s, &s->samplers[thread], &a->f->segments[k],
+                       &a->f->runs[k]) != 0)
+        {
             return;
         }
     }
@@ -257,17 +265,48 @@ answer_job(void *ctx, uint32_t i, int thread)
 
 /* -- by the loop: what jobs share ------------------------------------------ */
 
+/* Gives each run what is its own, and leaves out those that nobody waits for
+ * any more: their choice has ended while the step was under way. */
+static void
+hand_out(const struct serve *s, struct flight *f,
+         const struct model_result *got)
+{
+    const float    *logits = got->logits;
+    const uint32_t *tokens = got->tokens;
+    int             n = 0;
+
+    for (int i = 0; i < f->n_segs; i++) {
+        struct run  r = f->runs[i];
+        size_t      n_rows = (size_t) f->segments[i].n_rows;
+
+        r.rows = logits;
+        r.tokens = tokens;
+        logits += logits == NULL ? 0 : n_rows * s->model->n_vocab;
+        tokens += tokens == NULL ? 0 : n_rows;
+
+        if (r.job != NULL && r.job->sched.seqs[r.i_choice].state == SCHED_LIVE)
+        {
+            f->segments[n] = f->segments[i];
+            f->runs[n++] = r;
+        }
+    }
+
+    f->n_segs = n;
+}
+
+
 /* Tokens have come into the pages. */
 static void
-fill(struct serve *s, int n_segs)
+fill(struct serve *s, const struct flight *f)
 {
-    for (int i = 0; i < n_segs; i++) {
-        struct job       *j = s->runs[i].job;
-        struct sched_seq *q = &j->sched.seqs[s->runs[i].i_choice];
-        uint32_t          n_before = q->n_done;
+    for (int i = 0; i < f->n_segs; i++) {
+        const struct model_segment *g = &f->segments[i];
+        struct job                 *j = f->runs[i].job;
+        uint32_t                    k = f->runs[i].i_choice;
 
-        q->n_done += (uint32_t) s->segments[i].n_tok;
-        serve_pages_filled(s, j, s->runs[i].i_choice, n_before);
+        j->choices[k].chosen = 0;
+        serve_pages_filled(s, j, k, (uint32_t) g->pos,
+                           (uint32_t) (g->pos + g->n_tok));
 
         if (sched_job_forks(&j->sched)) {
             serve_pages_fork(s, j);
@@ -307,36 +346,31 @@ settle(struct serve *s, struct job *j)
 
 
 void
-serve_answer(struct serve *s, int n_segs, const float *logits,
-             const uint32_t *tokens)
+serve_answer(struct serve *s, struct flight *f,
+             const struct model_result *got)
 {
-    uint32_t n = 0;
+    struct answer a = { s, f };
+    uint32_t      n = 0;
 
-    fill(s, n_segs);
+    hand_out(s, f, got);
+    fill(s, f);
 
-    for (int i = 0; i < n_segs; i++) {
-        if (i == 0 || s->runs[i].job != s->runs[i - 1].job) {
+    for (int i = 0; i < f->n_segs; i++) {
+        if (i == 0 || f->runs[i].job != f->runs[i - 1].job) {
             s->firsts[n++] = i;
         }
-
-        size_t n_rows = (size_t) s->segments[i].n_rows;
-
-        s->runs[i].rows = logits;
-        s->runs[i].tokens = tokens;
-        logits += logits == NULL ? 0 : n_rows * s->model->n_vocab;
-        tokens += tokens == NULL ? 0 : n_rows;
     }
 
-    s->firsts[n] = n_segs;
+    s->firsts[n] = f->n_segs;
 
     /* One alone does not wake the others. */
     if (n == 1) {
-        answer_job(s, 0, 0);
+        answer_job(&a, 0, 0);
     } else {
-        model_each(s->model->model, n, answer_job, s);
+        model_each(s->model->model, n, answer_job, &a);
     }
 
     for (uint32_t i = 0; i < n; i++) {
-        settle(s, s->runs[s->firsts[i]].job);
+        settle(s, f->runs[s->firsts[i]].job);
     }
 }

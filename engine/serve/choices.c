@@ -178,8 +178,10 @@ serve_choices_begin(const struct serve *s, struct job *j)
 
     j->choices = arena_alloc(&j->arena, n * sizeof(*j->choices));
 
+    /* A token of each; and a step that is under way when credit ends brings one
+     * more. */
     if (j->choices == NULL
-        || buf_reserve(&j->outbox, n * p.n_out + serve_score_bytes(j)) != 0)
+        || buf_reserve(&j->outbox, 2 * n * p.n_out + serve_score_bytes(j)) != 0)
     {
         return -1;
     }

@@ -166,6 +166,7 @@ job_free(struct serve *s, struct job *j)
         return;
     }
 
+    serve_step_without(s, j);
     unlist(s, j);
     free_running(s, j);
     buf_free(&j->in);

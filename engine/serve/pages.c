@@ -181,13 +181,12 @@ serve_pages_follow(struct serve *s)
 
 void
 serve_pages_filled(struct serve *s, struct job *j, uint32_t k,
-                   uint32_t n_before)
+                   uint32_t from, uint32_t to)
 {
     struct choice *c = &j->choices[k];
-    uint32_t       n = j->sched.seqs[k].n_done / MODEL_PAGE_TOK;
 
-    for (uint32_t i = n_before / MODEL_PAGE_TOK;
-         i < n && s->o->prefix_cache; i++)
+    for (uint32_t i = from / MODEL_PAGE_TOK;
+         i < to / MODEL_PAGE_TOK && s->o->prefix_cache; i++)
     {
         c->pages[i] = kv_name(s->kv, c->pages[i], name_of(j, k, i));
     }

@@ -9,6 +9,9 @@
  *   sockets and bells -> frames of all workers -> one step of all jobs
  *     -> per worker: one publication, at most one bell -> sleep, if idle
  *
+ * Where the device chooses tokens by itself it is given the next step before
+ * those of the last are read: see serve/step.c.
+ *
  * A job is in exactly one of these states, and every one ends in one terminal
  * event, or in the death of its worker:
  *
@@ -63,6 +66,8 @@ struct choice {
     uint32_t        n_output;   /* tokens said */
     uint32_t        n_resume;   /* tokens that another engine has said */
     uint32_t        reason;     /* ... and why it then ended; or 0 */
+    uint32_t        chosen;     /* its last token is what row chosen - 1 of the
+                                   step under way will have; or 0 */
     uint8_t         over;       /* in this step: enum abi_reason; or 0 */
     uint8_t         stopped;    /* ... by a stop string */
     struct sampler_params sampler;
@@ -104,11 +109,23 @@ struct job {
 
 /* Whose segment it is, and what it has brought. */
 struct run {
-    struct job     *job;
+    struct job     *job;        /* NULL: it has ended since */
     uint32_t        i_choice;
+    uint32_t        ends;       /* no token was known behind it */
     const float    *rows;       /* (n_rows, n_vocab); or NULL, where the device
                                    has chosen ... */
     const uint32_t *tokens;     /* (n_rows) these */
+};
+
+/* A step that the model was given, until what it brings is answered. */
+struct flight {
+    struct model_segment *segments;     /* (max_seqs) */
+    struct run           *runs;         /* (max_seqs) whose they are */
+    int                   n_segs;
+    int                   samples;      /* tokens, not logits, are brought */
+    uint64_t              start_us;
+    struct cost_step      cost;
+    int                   has_prompt;
 };
 
 struct slot {
@@ -167,8 +184,11 @@ struct serve {
     uint64_t            n_waiting_tok;  /* of their prompts */
     uint32_t            n_preparing;
 
-    struct model_segment *segments;     /* (max_seqs) of one step */
-    struct run         *runs;           /* (max_seqs) whose they are */
+    struct flight       flights[2];     /* the next one is n_launched % 2 */
+    uint32_t            n_launched;
+    uint32_t            n_answered;     /* of them; all, but one at most between
+                                           two turns of the loop */
+    uint64_t            answered_us;    /* the last of them */
     struct sample      *how;            /* (max_seqs) a token is chosen */
     int                *firsts;         /* (max_seqs + 1) of each job's */
     struct sampler     *samplers;       /* (n_samplers) one a thread */
@@ -257,9 +277,9 @@ void serve_pages_preempt(struct serve *s, struct job *j);
 void serve_pages_follow(struct serve *s);
 /* The choices that have not begun do. */
 void serve_pages_fork(struct serve *s, struct job *j);
-/* Tokens from n_before on have come into the pages. */
+/* Tokens [from, to) have come into the pages, and are known. */
 void serve_pages_filled(struct serve *s, struct job *j, uint32_t k,
-                        uint32_t n_before);
+                        uint32_t from, uint32_t to);
 /* A choice is about to end. */
 void serve_pages_drop(struct serve *s, struct job *j, uint32_t k);
 
@@ -283,16 +303,19 @@ int serve_score_tell(const struct serve *s, struct sampler *sampler,
 
 int serve_answer_begin(struct serve *s);        /* -1: no memory */
 void serve_answer_end(struct serve *s);
-/* What a step has computed, logits or tokens: what is said, and what ends. */
-void serve_answer(struct serve *s, int n_segs, const float *logits,
-                  const uint32_t *tokens);
+/* What a step has computed: what is said, and what ends. */
+void serve_answer(struct serve *s, struct flight *f,
+                  const struct model_result *got);
 
 /* serve/step.c */
 
 /* Pages, scratch and lists for max_seqs and max_queue. */
 int serve_step_begin(struct serve *s, struct err *e);
 void serve_step_end(struct serve *s);
-/* Runs the model once.  1: something ran; 0: nothing could. */
+/* Gives the model a step, or takes what one has brought, or both.  1: something
+ * ran; 0: nothing could. */
 int serve_step(struct serve *s);
+/* The job ends: what a step under way will bring it is for nobody. */
+void serve_step_without(struct serve *s, const struct job *j);
 
 #endif /* MOE_SERVE_H */

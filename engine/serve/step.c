@@ -2,8 +2,21 @@
  * step.c - one step: the scheduler's plan, one forward call, and what
  * serve/answer.c makes of that.
  *
- * Comes in: the jobs.  Goes out: rows of logits.  Must not know workers.
+ * Where logits stay on the device, and it chooses the tokens, a step is given
+ * to it before those of the last one are read.  Of these it is known where they
+ * will be, and that they will be there: so the scheduler, and all else, takes
+ * them for known, and only whoever needs the number waits.  A choice that turns
+ * out to have ended is in that step for nothing; what it computes there is left
+ * out (serve/answer.c), and in its pages, which others may have by then, the
+ * device writes before they do.
+ *
+ * Where pages have to be taken away, choices begin, or the last step is one of
+ * logits, the next one waits.
+ *
+ * Comes in: the jobs.  Goes out: rows of logits, or tokens.  Must not know
+ * workers.
  */
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +32,16 @@
 #define STEP_AIM            0.85
 
 
+static int
+flight_begin(const struct serve *s, struct flight *f)
+{
+    f->segments = calloc(s->o->max_seqs, sizeof(*f->segments));
+    f->runs = calloc(s->o->max_seqs, sizeof(*f->runs));
+
+    return f->segments == NULL || f->runs == NULL ? -1 : 0;
+}
+
+
 int
 serve_step_begin(struct serve *s, struct err *e)
 {
@@ -28,12 +51,11 @@ serve_step_begin(struct serve *s, struct err *e)
                       s->o->prefix_cache);
     s->jobs = calloc(n_jobs, sizeof(*s->jobs));
     s->plan = calloc(n_jobs, sizeof(*s->plan));
-    s->segments = calloc(s->o->max_seqs, sizeof(*s->segments));
-    s->runs = calloc(s->o->max_seqs, sizeof(*s->runs));
     s->how = calloc(s->o->max_seqs, sizeof(*s->how));
 
     if (s->kv == NULL || s->jobs == NULL || s->plan == NULL
-        || s->segments == NULL || s->runs == NULL || s->how == NULL
+        || flight_begin(s, &s->flights[0]) != 0
+        || flight_begin(s, &s->flights[1]) != 0 || s->how == NULL
         || serve_answer_begin(s) != 0)
     {
         return err_set(e, "no memory for %zu jobs", n_jobs);
@@ -54,9 +76,12 @@ serve_step_end(struct serve *s)
     serve_answer_end(s);
     free(s->jobs);
     free(s->plan);
-    free(s->segments);
-    free(s->runs);
     free(s->how);
+
+    for (int i = 0; i < 2; i++) {
+        free(s->flights[i].segments);
+        free(s->flights[i].runs);
+    }
 
     if (s->kv != NULL) {
         kv_free(s->kv);
@@ -135,26 +160,26 @@ chunk(const struct serve *s)
 }
 
 
+/* What the step is, for what it will have taken to be learnt. */
 static void
-measure(struct serve *s, int n_segs, uint64_t us)
+weigh(struct flight *f)
 {
-    struct cost_step c = { 0, 0, (double) us };
-    int              has_prompt = 0;
+    f->cost = (struct cost_step) { 0, 0, 0 };
+    f->has_prompt = 0;
 
-    for (int i = 0; i < n_segs; i++) {
-        const struct model_segment *g = &s->segments[i];
+    for (int i = 0; i < f->n_segs; i++) {
+        const struct model_segment *g = &f->segments[i];
 
-        has_prompt |= g->n_tok > 1;
-        c.n_tok += g->n_tok;
-        c.back += g->n_tok * (g->pos + g->n_tok * 0.5);
+        f->has_prompt |= g->n_tok > 1;
+        f->cost.n_tok += g->n_tok;
+        f->cost.back += g->n_tok * (g->pos + g->n_tok * 0.5);
     }
-
-    cost_learn(&s->cost, &c, has_prompt);
 }
 
 
-/* Plans the step and admits whom it lets in. */
-static void
+/* Plans the step and admits whom it lets in.  0; -1: somebody would have to
+ * give pages up, but a step is under way. */
+static int
 plan(struct serve *s)
 {
     enum sched_answer answer;
@@ -169,6 +194,10 @@ plan(struct serve *s)
         if (answer == SCHED_ASK) {
             serve_pages_ask(s, s->jobs[i]);
         } else if (answer == SCHED_PREEMPT) {
+            if (s->n_launched != s->n_answered) {
+                return -1;
+            }
+
             serve_pages_preempt(s, s->jobs[i]);
         }
     } while (answer != SCHED_PLANNED);
@@ -180,12 +209,14 @@ plan(struct serve *s)
         i += !s->plan[i]->running || s->jobs[i]->state == JOB_RUNNING
              || serve_job_admitted(s, s->jobs[i]) == 0;
     }
+
+    return 0;
 }
 
 
-/* The batch; how many segments. */
-static int
-gather(struct serve *s)
+/* The batch, which counts as computed from here on. */
+static void
+gather(struct serve *s, struct flight *f)
 {
     uint32_t n_score = SERVE_SCORE_ROWS;
     int      n = 0;
@@ -194,8 +225,8 @@ gather(struct serve *s)
         struct job *j = s->jobs[i];
 
         for (uint32_t k = 0; k < j->sched.n_seqs; k++) {
-            const struct sched_seq *q = &j->sched.seqs[k];
-
+            struct sched_seq       *q = &j->sched.seqs[k];
+            const struct choice    *c = &j->choices[k];
             uint32_t                n_run = q->n_run;
             uint32_t                n_rows = q->n_done + n_run == q->n_tok;
 
@@ -208,18 +239,23 @@ gather(struct serve *s)
                 continue;
             }
 
-            s->runs[n] = (struct run) { j, k, NULL, NULL };
-            s->segments[n++] = (struct model_segment) {
-                .tokens = j->choices[k].tokens + q->n_done,
-                .pages = j->choices[k].pages,
+            assert(c->chosen == 0 || q->n_done + 1 == q->n_tok);
+            f->segments[n] = (struct model_segment) {
+                .tokens = c->tokens + q->n_done,
+                .pages = c->pages,
                 .n_tok = (int) n_run,
                 .pos = (int) q->n_done,
-                .n_rows = (int) n_rows
+                .n_rows = (int) n_rows,
+                .chosen = c->chosen
+            };
+            q->n_done += n_run;
+            f->runs[n++] = (struct run) {
+                .job = j, .i_choice = k, .ends = q->n_done == q->n_tok
             };
         }
     }
 
-    return n;
+    f->n_segs = n;
 }
 
 
@@ -227,23 +263,25 @@ gather(struct serve *s)
  * s->how.  0: it cannot, since somebody wants to see logits, or has penalties,
  * or several choices begin with one row. */
 static int
-plan_samples(struct serve *s, int n_segs)
+plan_samples(struct serve *s, const struct flight *f)
 {
     uint32_t n = 0;
 
-    for (int i = 0; i < n_segs; i++) {
-        const struct job    *j = s->runs[i].job;
-        const struct choice *c = &j->choices[s->runs[i].i_choice];
+    for (int i = 0; i < f->n_segs; i++) {
+        const struct job       *j = f->runs[i].job;
+        uint32_t                k = f->runs[i].i_choice;
+        const struct sched_seq *q = &j->sched.seqs[k];
 
         if (serve_score_wanted(j) || j->n_top > 0
             || (j->first_us == 0 && j->sched.n_seqs > 1)
-            || s->segments[i].n_rows > 1)
+            || f->segments[i].n_rows > 1)
         {
             return 0;
         }
 
-        if (s->segments[i].n_rows == 1
-            && sampler_plan(&c->sampler, c->n_output, &s->how[n++]) != 0)
+        if (f->segments[i].n_rows == 1
+            && sampler_plan(&j->choices[k].sampler,
+                            q->n_tok - j->sched.n_prompt, &s->how[n++]) != 0)
         {
             return 0;
         }
@@ -253,32 +291,126 @@ plan_samples(struct serve *s, int n_segs)
 }
 
 
+static void
+launch(struct serve *s)
+{
+    struct flight *f = &s->flights[s->n_launched % 2];
+
+    if (plan(s) != 0) {
+        return;
+    }
+
+    gather(s, f);
+
+    if (f->n_segs == 0) {
+        return;
+    }
+
+    weigh(f);
+    f->start_us = clock_us();
+    f->samples = plan_samples(s, f);
+    model_launch(s->model->model, f->segments, f->n_segs,
+                 f->samples ? s->how : NULL, s->model->n_text);
+    s->n_launched++;
+    s->counts.steps++;
+}
+
+
+static void
+answer(struct serve *s)
+{
+    struct flight      *f = &s->flights[s->n_answered % 2];
+    struct model_result got = model_collect(s->model->model);
+    uint64_t            since = f->start_us > s->answered_us ? f->start_us
+                                                             : s->answered_us;
+
+    s->n_answered++;
+    serve_answer(s, f, &got);
+    s->answered_us = clock_us();
+    f->cost.us = (double) (s->answered_us - since);
+    cost_learn(&s->cost, &f->cost, f->has_prompt);
+}
+
+
+/* Will the choice go on for sure, but for what it says? */
+static int
+goes_on(const struct job *j, uint32_t k)
+{
+    const struct choice *c = &j->choices[k];
+
+    /* After the prompt comes what another engine has said. */
+    int known = j->first_us == 0 && (c->n_resume > 0 || c->reason != 0);
+
+    return !known && c->n_output + 1 < j->n_new;
+}
+
+
+/* Takes the tokens of the step under way for known.  0; -1: they are to be seen
+ * first. */
+static int
+foresee(struct serve *s)
+{
+    const struct flight *f = &s->flights[s->n_answered % 2];
+    uint32_t             n_rows = 0;
+
+    for (int i = 0; i < f->n_segs; i++) {
+        const struct job *j = f->runs[i].job;
+
+        if (!f->samples || (j != NULL && sched_job_forks(&j->sched))) {
+            return -1;
+        }
+    }
+
+    for (int i = 0; i < f->n_segs; i++) {
+        struct job *j = f->runs[i].job;
+        uint32_t    k = f->runs[i].i_choice;
+
+        n_rows += (uint32_t) f->segments[i].n_rows;
+
+        if (j != NULL && f->runs[i].ends
+            && j->sched.seqs[k].state == SCHED_LIVE && goes_on(j, k))
+        {
+            j->choices[k].chosen = n_rows;
+            j->sched.seqs[k].n_tok++;
+        }
+    }
+
+    return 0;
+}
+
+
 int
 serve_step(struct serve *s)
 {
+    int under_way = s->n_launched != s->n_answered;
+
     serve_job_deadlines(s);
-    plan(s);
 
-    int n = gather(s);
-
-    if (n == 0) {
-        return 0;
+    if (!under_way || foresee(s) == 0) {
+        launch(s);
     }
 
-    uint64_t        start = clock_us();
-    float          *logits = NULL;
-    const uint32_t *tokens = NULL;
-
-    if (plan_samples(s, n)) {
-        model_forward_sample(s->model->model, s->segments, n, s->how,
-                             s->model->n_text, &tokens);
-    } else {
-        model_forward(s->model->model, s->segments, n, &logits);
+    /* What has been launched now may wait for the next turn, if it does not
+     * keep us. */
+    if (under_way || (s->n_launched != s->n_answered
+                      && !s->flights[s->n_answered % 2].samples))
+    {
+        answer(s);
+        return 1;
     }
 
-    s->counts.steps++;
-    serve_answer(s, n, logits, tokens);
-    measure(s, n, clock_us() - start);
+    return s->n_launched != s->n_answered;
+}
 
-    return 1;
+
+void
+serve_step_without(struct serve *s, const struct job *j)
+{
+    for (int i = 0; i < 2; i++) {
+        for (int k = 0; k < s->flights[i].n_segs; k++) {
+            if (s->flights[i].runs[k].job == j) {
+                s->flights[i].runs[k].job = NULL;
+            }
+        }
+    }
 }

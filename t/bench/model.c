@@ -58,7 +58,7 @@ decode_once(struct model *m, int n, int pos)
     do {
         for (int i = 0; i < n; i++) {
             segs[i] = (struct model_segment) {
-                &tokens[i][steps % PROMPT], pages[i], 1, pos + steps % 256, 1
+                &tokens[i][steps % PROMPT], pages[i], 1, pos + steps % 256, 1, 0
             };
         }
 
@@ -95,7 +95,7 @@ prefill_once(struct model *m, int n)
     for (int pos = 0; pos < n; pos += PROMPT) {
         struct model_segment seg = {
             tokens[pos / PROMPT % MAX_SEQS], pages[0],
-            n - pos < PROMPT ? n - pos : PROMPT, pos, 1
+            n - pos < PROMPT ? n - pos : PROMPT, pos, 1, 0
         };
         float               *logits;
 

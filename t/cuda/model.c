@@ -102,8 +102,8 @@ run(struct model *m, const struct golden *g, int chunk)
         int                  n = g->n_tok - pos < chunk ? g->n_tok - pos
                                                         : chunk;
         struct model_segment segs[2] = {
-            { g->tokens + pos, pages[0], n, pos, n },
-            { other, pages[1], 1, pos / chunk, 1 }
+            { g->tokens + pos, pages[0], n, pos, n, 0 },
+            { other, pages[1], 1, pos / chunk, 1, 0 }
         };
 
         model_forward(m, segs, pos == 0 ? 1 : 2, &logits);
@@ -249,29 +249,36 @@ test_fp8(void **state)
 
 
 /* Greedily n_new more tokens after n_prompt: where there are logits, the first
- * of the largest, else chosen where they are. */
+ * of the largest, else chosen where they are, and the next step given before
+ * they are read. */
 static void
 say_greedily(struct model *m, uint32_t *tokens, int n_prompt, int n_new)
 {
     static const uint32_t pages[] = { 3, 1, 2, 0 };
+    struct model_segment  seg = { tokens, pages, n_prompt, 0, 1, 0 };
     struct sample         how = { .top_p = 1 };
-    const uint32_t       *said;
-    float                *logits;
+    int                   ahead = model_samples(m);
+    uint32_t              n_vocab = model_info(m)->n_vocab;
 
-    for (int n = n_prompt, pos = 0; n < n_prompt + n_new; n++) {
-        struct model_segment seg = { tokens + pos, pages, n - pos, pos, 1 };
-        uint32_t             n_vocab = model_info(m)->n_vocab;
+    model_launch(m, &seg, 1, ahead ? &how : NULL, n_vocab);
 
-        if (model_samples(m)) {
-            model_forward_sample(m, &seg, 1, &how, n_vocab, &said);
-            tokens[n] = *said;
+    for (int n = n_prompt; n < n_prompt + n_new; n++) {
+        int is_last = n + 1 == n_prompt + n_new;
 
-        } else {
-            model_forward(m, &seg, 1, &logits);
-            tokens[n] = argmax(logits, n_vocab);
+        seg = (struct model_segment) { tokens + n, pages, 1, n, 1,
+                                       ahead ? 1 : 0 };
+
+        if (ahead && !is_last) {
+            model_launch(m, &seg, 1, &how, n_vocab);
         }
 
-        pos = n;
+        struct model_result got = model_collect(m);
+
+        tokens[n] = ahead ? got.tokens[0] : argmax(got.logits, n_vocab);
+
+        if (!ahead && !is_last) {
+            model_launch(m, &seg, 1, NULL, n_vocab);
+        }
     }
 }
 
@@ -408,7 +415,7 @@ test_larger(void **state)
         unsigned long        was = emu_n_launches;
         float               *logits;
         uint32_t             pages = 1;
-        struct model_segment one = { g.tokens, &pages, 1, 0, 1 };
+        struct model_segment one = { g.tokens, &pages, 1, 0, 1, 0 };
 
         model_forward(m, &one, 1, &logits);
 

@@ -11,8 +11,6 @@
 #define FP8_X_MOST  3e-2        /* where warpgroups take x in fp8 */
 #define FP8_MOE_MOST 5e-2       /* and then their product of two, again */
 
-#define TOKENS      400         /* of a step, at most */
-
 static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_BF16, DTYPE_FP8 };
 
 
@@ -28,33 +26,6 @@ static double
 most_of_rows(enum dtype t, uint32_t n_rows, double most_fp8)
 {
     return t == DTYPE_FP8 && n_rows > 64 ? most_fp8 : most_of(t);
-}
-
-
-/* A step of one token after the other of one sequence, in pages backwards. */
-struct tokens {
-    uint32_t        ids[TOKENS];
-    uint32_t        pos[TOKENS];
-    const uint32_t *pages[TOKENS];
-    struct batch    batch;
-};
-
-
-static void
-begin(struct tokens *t, uint32_t n_tok, uint32_t n_ids)
-{
-    static const uint32_t none[64];
-
-    for (uint32_t i = 0; i < n_tok; i++) {
-        t->ids[i] = draw(n_ids);
-        t->pos[i] = i;
-        t->pages[i] = none;
-    }
-
-    t->batch = (struct batch) { n_tok, t->ids, t->pos, t->pages, 0 };
-    EACH(b) {
-        OP(b, begin, &t->batch);
-    }
 }
 
 
@@ -80,6 +51,54 @@ test_embed(void **state)
         rows_free(&y);
         weight_free(w);
     }
+}
+
+
+/* A token of the step before, which the host has not seen; and the first id of
+ * all where there was none. */
+static void
+test_embed_chosen(void **state)
+{
+    static const uint32_t best[] = { 31, 44, 9 };
+    const uint32_t        ids[2][4] = {
+        { 9, 7, 31, 0 },
+        { BACKEND_CHOSEN + 2, 7, BACKEND_CHOSEN + 0, BACKEND_CHOSEN + 1 }
+    };
+    struct rows           x = rows_make(3, 45, 48);
+    struct rows           y = rows_poisoned(4, 64, 64);
+    struct sample         how[3] = { { .top_p = 1 }, { .top_p = 1 },
+                                     { .top_p = 1 } };
+    struct tokens         t;
+    struct weight         w[2];
+
+    (void) state;
+
+    for (uint32_t r = 0; r < 3; r++) {
+        x.host[r * 48 + best[r]] = r == 1 ? NAN : 100;
+    }
+
+    both_put(&x.b, x.host);
+    weight_make(w, DTYPE_BF16, 1, 45, 64);
+    begin(&t, 4, 45);
+    backends[CUDA]->ops->sample(backends[CUDA], tensor_of(&x, CUDA), how, 3,
+                                45);
+
+    EACH(b) {
+        t.batch.ids = ids[b == CUDA];
+        backends[b]->ops->begin(backends[b], &t.batch);
+        OP(b, embed, tensor_of(&y, b), &w[b]);
+    }
+
+    const uint32_t *got = backends[CUDA]->ops->chosen(backends[CUDA]);
+
+    for (uint32_t r = 0; r < 3; r++) {
+        assert_int_equal(got[r], r == 1 ? BACKEND_NO_TOKEN : best[r]);
+    }
+
+    rows_compare(&y, 0, "embed of chosen tokens");
+    rows_free(&x);
+    rows_free(&y);
+    weight_free(w);
 }
 
 
@@ -835,8 +854,10 @@ check_sample(uint32_t n, const struct sampler_params *p)
 
     both_put(&x.b, x.host);
 
-    const uint32_t *got = backends[CUDA]->ops->sample(
-        backends[CUDA], tensor_of(&x, CUDA), plans, ROWS, n);
+    backends[CUDA]->ops->sample(backends[CUDA], tensor_of(&x, CUDA), plans,
+                                ROWS, n);
+
+    const uint32_t *got = backends[CUDA]->ops->chosen(backends[CUDA]);
 
     for (uint32_t r = 0; r < ROWS; r++) {
         uint32_t want;
@@ -907,8 +928,10 @@ test_sample_nan(void **state)
 
     both_put(&x.b, x.host);
 
-    const uint32_t *got = backends[CUDA]->ops->sample(
-        backends[CUDA], tensor_of(&x, CUDA), plans, 4, 40);
+    backends[CUDA]->ops->sample(backends[CUDA], tensor_of(&x, CUDA), plans, 4,
+                                40);
+
+    const uint32_t *got = backends[CUDA]->ops->chosen(backends[CUDA]);
 
     for (int i = 0; i < 4; i++) {
         assert_int_equal(got[i], i < 3 ? BACKEND_NO_TOKEN : 17);
@@ -923,6 +946,7 @@ main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_embed_chosen),
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_linear_alone),

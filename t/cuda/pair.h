@@ -344,4 +344,33 @@ pair_close(void)
     }
 }
 
+
+#define TOKENS      400         /* of a step, at most */
+
+/* A step of one token after the other of one sequence, in pages backwards. */
+struct tokens {
+    uint32_t        ids[TOKENS];
+    uint32_t        pos[TOKENS];
+    const uint32_t *pages[TOKENS];
+    struct batch    batch;
+};
+
+
+static inline void
+begin(struct tokens *t, uint32_t n_tok, uint32_t n_ids)
+{
+    static const uint32_t none[64];
+
+    for (uint32_t i = 0; i < n_tok; i++) {
+        t->ids[i] = draw(n_ids);
+        t->pos[i] = i;
+        t->pages[i] = none;
+    }
+
+    t->batch = (struct batch) { n_tok, t->ids, t->pos, t->pages, 0 };
+    EACH(b) {
+        OP(b, begin, &t->batch);
+    }
+}
+
 #endif /* MOE_T_CUDA_PAIR_H */

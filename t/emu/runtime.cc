@@ -1,6 +1,7 @@
 /*
  * runtime.cc - the runtime's calls in the emulation: memory with guards around
- * it, streams whose copies are as late as they may be, graphs that are lists.
+ * it, streams whose kernels and copies are as late as they may be, graphs that
+ * are lists.
  */
 #include <cstdio>
 #include <cstdlib>
@@ -28,9 +29,8 @@ struct emu_graph {
     std::vector<emu_launched> nodes;
 };
 
-/* What was asked for is done when a kernel of this stream, or somebody who
- * waits, needs it: other streams have not got it before, and a buffer that is
- * filled again too early shows. */
+/* What was asked for is done when somebody waits for it: nobody has it before,
+ * and a buffer that is filled again, or read, too early shows. */
 struct emu_stream {
     emu_graph                        *capture;
     std::deque<std::function<void()>> late;
@@ -69,6 +69,13 @@ static void
 run_all_late(emu_stream *s)
 {
     run_late(s, ~0ul);
+}
+
+
+static void
+run(const emu_launched &l)
+{
+    emu_run(l.n_blocks, l.n_threads, l.shared_bytes, l.overlaps, l.fn);
 }
 
 
@@ -126,12 +133,14 @@ cudaMalloc(void **p, size_t n)
 cudaError_t
 cudaFree(void *p)
 {
-    std::lock_guard<std::mutex> hold(lock);
-    auto                        it = blocks.find(p);
-
     if (p == NULL) {
         return cudaSuccess;
     }
+
+    cudaDeviceSynchronize();
+
+    std::lock_guard<std::mutex> hold(lock);
+    auto                        it = blocks.find(p);
 
     if (it == blocks.end()) {
         return cudaErrorInvalidValue;
@@ -225,8 +234,10 @@ emu_launch(const cudaLaunchConfig_t *c, const void *kernel,
             c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps, fn });
 
     } else {
-        run_all_late(c->stream);
-        emu_run(c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps, fn);
+        emu_launched l = { c->gridDim, c->blockDim, c->dynamicSmemBytes,
+                           overlaps, fn };
+
+        return do_later(c->stream, [=] { run(l); });
     }
 
     return cudaSuccess;
@@ -279,6 +290,17 @@ cudaStreamSynchronize(cudaStream_t s)
 }
 
 
+/* One more of what was launched is done. */
+cudaError_t
+cudaStreamQuery(cudaStream_t s)
+{
+    not_capturing(s);
+    run_late(s, s->n_done + 1);
+
+    return s->late.empty() ? cudaSuccess : cudaErrorNotReady;
+}
+
+
 cudaError_t
 cudaDeviceSynchronize()
 {
@@ -327,13 +349,12 @@ cudaError_t
 cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
     not_capturing(s);
-    run_all_late(s);
 
-    for (const emu_launched &l : e->nodes) {
-        emu_run(l.n_blocks, l.n_threads, l.shared_bytes, l.overlaps, l.fn);
-    }
-
-    return cudaSuccess;
+    return do_later(s, [nodes = e->nodes] {
+        for (const emu_launched &l : nodes) {
+            run(l);
+        }
+    });
 }
 
 

@@ -112,13 +112,14 @@ serve_score_tell(const struct serve *s, struct sampler *sampler,
 
 
 void
-serve_pages_filled(struct serve *s, struct job *j, uint32_t k,
-                   uint32_t n_before)
+serve_pages_filled(struct serve *s, struct job *j, uint32_t k, uint32_t from,
+                   uint32_t to)
 {
     (void) s;
     (void) j;
     (void) k;
-    (void) n_before;
+    (void) from;
+    (void) to;
 }
 
 
@@ -227,9 +228,11 @@ run(uint32_t n_steps, uint32_t (*to)[N_STEPS_MAX + 2])
     struct run           runs[N_JOBS];
     struct serve_options o = { .max_seqs = N_JOBS };
     struct serve_model   m = { .n_text = N_VOCAB, .n_vocab = N_VOCAB };
-    struct serve         s = {
-        .o = &o, .model = &m, .segments = segments, .runs = runs
+    struct serve         s = { .o = &o, .model = &m };
+    struct flight        f = {
+        .segments = segments, .runs = runs, .n_segs = N_JOBS
     };
+    struct model_result  got = { rows[0], NULL };
 
     if (serve_answer_begin(&s) != 0) {
         abort();
@@ -243,11 +246,11 @@ run(uint32_t n_steps, uint32_t (*to)[N_STEPS_MAX + 2])
         fill_rows(step);
 
         for (uint32_t i = 0; i < N_JOBS; i++) {
-            runs[i] = (struct run) { .job = &jobs[i] };
+            runs[i] = (struct run) { .job = &jobs[i], .ends = 1 };
             segments[i] = (struct model_segment) { .n_tok = 1, .n_rows = 1 };
         }
 
-        serve_answer(&s, N_JOBS, rows[0], NULL);
+        serve_answer(&s, &f, &got);
     }
 
     if (s.counts.output_tok != (uint64_t) n_steps * N_JOBS) {

@@ -123,7 +123,7 @@ run(struct model *m, const struct golden *g, int pos, int n, struct rows *out,
     int                  mine = company == 1, n_segs = 1 + (company != 0);
 
     segs[mine] = (struct model_segment) {
-        g->tokens + pos, pages(0), n, pos, n
+        g->tokens + pos, pages(0), n, pos, n, 0
     };
 
     if (company != 0) {
@@ -132,7 +132,7 @@ run(struct model *m, const struct golden *g, int pos, int n, struct rows *out,
         }
 
         segs[!mine] = (struct model_segment) {
-            reversed, pages(1), n, pos, 1
+            reversed, pages(1), n, pos, 1, 0
         };
     }
 

@@ -82,7 +82,7 @@ run(const char *quant, const char *packs, float *out)
         .max_batch_tok = N_TOK, .max_batch_rows = N_TOK, .random_seed = -1,
         .max_seqs = 1
     };
-    struct model_segment  seg = { tokens, pages, N_TOK, 0, N_TOK };
+    struct model_segment  seg = { tokens, pages, N_TOK, 0, N_TOK, 0 };
     struct model         *m = model_load(&o, &e);
     float                *logits;
 

@@ -83,7 +83,9 @@ run(struct model *m, const struct text *t, int chunk, float *out)
     for (int pos = 0; pos < t->n_tok; pos += chunk) {
         int                  n = t->n_tok - pos < chunk ? t->n_tok - pos
                                                         : chunk;
-        struct model_segment seg = { t->tokens + pos, page_table, n, pos, n };
+        struct model_segment seg = {
+            t->tokens + pos, page_table, n, pos, n, 0
+        };
         float               *logits;
 
         model_forward(m, &seg, 1, &logits);

@@ -86,20 +86,22 @@ line(const struct shape *s, const char *what, double tok_s, double share)
 }
 
 
-/* As a server's streams: tokens are chosen on the device, by top_p. */
+/* As a server's streams: tokens are chosen on the device, by top_p, and a step
+ * is given to it before those of the last are read. */
 static void
 decode(struct model *m, const struct shape *s, int n, int n_ctx)
 {
     static struct model_segment segs[SEQS_MAX];
     static struct sample        how[SEQS_MAX];
-    const uint32_t             *said;
+    struct model_result         got = { NULL, NULL };
+    uint32_t                    n_vocab = model_info(m)->n_vocab;
     char                        what[64];
     double                      start = 0, t = 0;
     int                         steps = -3;     /* to warm up */
 
     for (int i = 0; i < n; i++) {
         segs[i] = (struct model_segment) {
-            &tokens[i], tables[i], 1, n_ctx - 1, 1
+            &tokens[i * 31], tables[i], 1, n_ctx - 1, 1, 0
         };
         how[i] = (struct sample) {
             .scale = 1.44269504f, .least = -INFINITY, .top_p = 0.9f,
@@ -107,22 +109,27 @@ decode(struct model *m, const struct shape *s, int n, int n_ctx)
         };
     }
 
+    model_launch(m, segs, n, how, n_vocab);
+
     for (; steps < 8 || t < seconds; steps++) {
         if (steps == 0) {
             start = now();
         }
 
         for (int i = 0; i < n; i++) {
-            segs[i].tokens = &tokens[(i * 31 + steps + 3) % PROMPT_MAX];
+            segs[i].chosen = (uint32_t) i + 1;
         }
 
-        model_forward_sample(m, segs, n, how, model_info(m)->n_vocab, &said);
+        model_launch(m, segs, n, how, n_vocab);
+        got = model_collect(m);
         t = steps >= 0 ? now() - start : 0;
     }
 
     double per_step = t / steps;
 
-    if (said[0] == BACKEND_NO_TOKEN) {
+    got = model_collect(m);
+
+    if (got.tokens[0] == BACKEND_NO_TOKEN) {
         printf("| NaN in the logits\n");
     }
 
@@ -135,7 +142,7 @@ decode(struct model *m, const struct shape *s, int n, int n_ctx)
 static void
 prefill(struct model *m, const struct shape *s, int n_tok)
 {
-    struct model_segment seg = { tokens, tables[0], n_tok, 0, 1 };
+    struct model_segment seg = { tokens, tables[0], n_tok, 0, 1, 0 };
     float               *logits;
     char                 what[64];
     double               best = 1e9;
@@ -224,7 +231,7 @@ bench_shape(const char *name)
 
     for (int i = 0; i < FILL_SEQS; i++) {
         struct model_segment seg = {
-            tokens + i * 97, tables[i], FILL_TOK, 0, 1
+            tokens + i * 97, tables[i], FILL_TOK, 0, 1, 0
         };
 
         model_forward(m, &seg, 1, &logits);

@@ -65,7 +65,7 @@ run(const char *on, const char *quant, const char *pack_dir, int n_tok,
     }
 
     struct model        *m = model_load(&o, &e);
-    struct model_segment seg = { tokens, pages, n_tok, 0, n_tok };
+    struct model_segment seg = { tokens, pages, n_tok, 0, n_tok, 0 };
     float               *logits;
 
     if (m == NULL) {

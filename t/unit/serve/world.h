@@ -61,7 +61,8 @@ model_info(const struct model *m)
 static uint32_t
 next_of(uint32_t hash)
 {
-    return hash % 600 + 1;      /* never 0, the end of turn, nor TOK_NAN */
+    /* Never 0, the end of turn, nor TOK_NAN; the lowest bits go in a circle. */
+    return (hash >> 8) % 600 + 1;
 }
 
 
@@ -93,13 +94,83 @@ fill_row(float *row, uint32_t hash, int has_fork)
 }
 
 
-void
-model_forward(struct model *m, const struct model_segment *segs, int n_segs,
-              float **logits)
+/* What the device draws of such a row, but for a share of e^-50. */
+static uint32_t
+drawn(const struct sample *how, uint32_t hash, int has_fork)
 {
-    int n_rows = 0;
+    uint32_t a = next_of(hash), b = has_fork ? other_of(hash) : a;
+    uint32_t way = hash_of(hash_of(how->choice + 1, (uint32_t) how->i_token), 9)
+                   >> 12 & 1;
+
+    return (a < b) == (way == 0) ? a : b;
+}
+
+
+/* Of eight steps, how many choose where the logits are: nobody can tell. */
+static uint32_t n_of_8 = 6, n_asked, n_ahead;
+
+int
+model_samples(const struct model *m)
+{
+    (void) m;
+
+    return n_asked++ % 8 < n_of_8;
+}
+
+
+/* Launches that are not collected.  What they compute is on the device at once,
+ * as it is when the next one reads it; what they choose is there too, and comes
+ * to the host when it is collected, and not before. */
+static struct {
+    uint32_t n_rows;
+    int      samples;
+    uint32_t chosen[N_SEQS];
+} launched[2];
+static uint32_t n_launched, n_collected;
+static char     calls[64];              /* the first, of both, in order */
+
+
+static void
+note_call(char c)
+{
+    size_t n = strlen(calls);
+
+    if (n < sizeof(calls) - 1) {
+        calls[n] = c;
+    }
+}
+
+
+static uint32_t
+token_of(const struct model_segment *g, int k)
+{
+    if (g->chosen == 0) {
+        assert_true(g->tokens[k] < N_VOCAB);
+        return g->tokens[k];
+    }
+
+    assert_true(n_launched == n_collected + 1 && g->n_tok == 1);
+    assert_true(launched[n_collected % 2].samples);
+    assert_in_range(g->chosen, 1, launched[n_collected % 2].n_rows);
+    n_ahead++;
+
+    uint32_t token = launched[n_collected % 2].chosen[g->chosen - 1];
+
+    return token == BACKEND_NO_TOKEN ? 0 : token;
+}
+
+
+void
+model_launch(struct model *m, const struct model_segment *segs, int n_segs,
+             const struct sample *how, uint32_t n_vocab)
+{
+    uint32_t n_rows = 0, i_launch = n_launched % 2;
 
     (void) m;
+    note_call('L');
+    assert_true(n_launched == n_collected
+                || (n_launched == n_collected + 1
+                    && launched[n_collected % 2].samples));
 
     for (int i = 0; i < n_segs; i++) {
         const struct model_segment *g = &segs[i];
@@ -113,71 +184,52 @@ model_forward(struct model *m, const struct model_segment *segs, int n_segs,
 
             assert_true(g->pages[at / MODEL_PAGE_TOK] < N_PAGES);
             store[g->pages[at / MODEL_PAGE_TOK]][at % MODEL_PAGE_TOK] =
-                g->tokens[k];
+                token_of(g, k);
         }
 
         for (int at = 0; at < g->pos + g->n_tok; at++) {
             last = store[g->pages[at / MODEL_PAGE_TOK]][at % MODEL_PAGE_TOK];
             hash = hash_of(hash, last);
 
-            if (at >= g->pos + g->n_tok - g->n_rows) {
-                fill_row(rows[n_rows], hash,
-                         store[g->pages[0]][0] == TOK_FORK);
+            if (at < g->pos + g->n_tok - g->n_rows) {
+                continue;
+            }
+
+            int has_fork = store[g->pages[0]][0] == TOK_FORK;
+
+            if (how != NULL) {
+                assert_true(how[n_rows].top_p > 0 && n_vocab == N_VOCAB
+                            && g->n_rows == 1);
+                launched[i_launch].chosen[n_rows] =
+                    last == TOK_NAN ? BACKEND_NO_TOKEN
+                                    : drawn(&how[n_rows], hash, has_fork);
+                n_rows++;
+            } else {
+                fill_row(rows[n_rows], hash, has_fork);
                 rows[n_rows++][0] = last == TOK_NAN ? NAN : 0;
             }
         }
     }
 
-    *logits = rows[0];
+    launched[i_launch].n_rows = n_rows;
+    launched[i_launch].samples = how != NULL;
+    n_launched++;
 }
 
 
-/* Every other step chooses where the logits are: nobody can tell. */
-static uint32_t n_asked, n_sampled;
-
-int
-model_samples(const struct model *m)
+struct model_result
+model_collect(struct model *m)
 {
+    static uint32_t tokens[N_SEQS];
+    uint32_t        i = n_collected++ % 2;
+
     (void) m;
+    note_call('C');
+    assert_true(n_collected <= n_launched);
+    memcpy(tokens, launched[i].chosen, sizeof(tokens));
 
-    return ++n_asked % 2;
-}
-
-
-void
-model_forward_sample(struct model *m, const struct model_segment *segs,
-                     int n_segs, const struct sample *how, uint32_t n_vocab,
-                     const uint32_t **tokens)
-{
-    static uint32_t chosen[N_SEQS];
-    float          *logits;
-    int             n_rows = 0;
-
-    model_forward(m, segs, n_segs, &logits);
-    n_sampled++;
-    *tokens = chosen;
-
-    for (int i = 0; i < n_segs; i++) {
-        n_rows += segs[i].n_rows;
-        assert_in_range(segs[i].n_rows, 0, 1);
-    }
-
-    for (int r = 0; r < n_rows; r++, logits += N_VOCAB) {
-        uint32_t way = hash_of(hash_of(how[r].choice + 1,
-                                       (uint32_t) how[r].i_token), 9) >> 12 & 1;
-
-        chosen[r] = 0;
-
-        /* One of 50 is drawn with the rest of a share of e^-50. */
-        for (uint32_t i = 0; i < n_vocab && chosen[r] != BACKEND_NO_TOKEN; i++)
-        {
-            chosen[r] = !(logits[i] <= 50) ? BACKEND_NO_TOKEN
-                        : logits[i] == 50 && (chosen[r] == 0 || way) ? i
-                        : chosen[r];
-        }
-
-        assert_true(how[r].top_p > 0);
-    }
+    return launched[i].samples ? (struct model_result) { NULL, tokens }
+                               : (struct model_result) { rows[0], NULL };
 }
 
 
@@ -231,6 +283,8 @@ static struct serve_options fake_options = {
 static void
 world_begin(struct world *w)
 {
+    n_launched = n_collected = 0;
+    memset(calls, 0, sizeof(calls));
     world_open(w, &fake_options, &fake_model, N_SLOTS);
 }
 
@@ -444,7 +498,6 @@ check_answer(const struct seen *v)
         uint32_t h = hash;
 
         assert_true(v->n_out[k] <= v->n_new);
-        assert_true(v->end != ABI_DONE || v->n_out[k] == v->n_new);
         assert_int_equal(v->n_text[k], v->n_out[k]);
 
         for (uint32_t i = 0; i < v->n_out[k]; i++) {
@@ -454,6 +507,14 @@ check_answer(const struct seen *v)
 
             h = hash_of(h, v->out[k][i]);
         }
+
+        int has_stop = next_of(h) == fake_model.eos[0]
+                       || (has_fork && other_of(h) == fake_model.eos[0]);
+
+        assert_true(v->end != ABI_DONE
+                    || (v->n_out[k] == v->n_new && v->reason[k] == ABI_LENGTH)
+                    || (v->n_out[k] < v->n_new && v->reason[k] == ABI_STOP
+                        && has_stop));
     }
 
     assert_true(v->end != ABI_DONE || v->n_finished == v->n_choices);
