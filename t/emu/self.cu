@@ -226,8 +226,8 @@ test_copy(void **)
 }
 
 
-/* A stream's copies are made when it is waited for, by its own kernels, or by
- * an event: not before. */
+/* A stream's copies are made when it is waited for, also by an event, and before
+ * its own kernels: not before another stream's, which is waited for alone. */
 static void
 test_stream(void **)
 {
@@ -254,7 +254,7 @@ test_stream(void **)
 
         c.stream = how == ITSELF ? s : other;
         emu_launch(&c, NULL, [&] { seen = to; });
-        cudaDeviceSynchronize();
+        cudaStreamSynchronize(c.stream);
 
         return seen == 7 ? 0 : 1;
     };
