@@ -226,8 +226,8 @@ test_copy(void **)
 }
 
 
-/* A stream's copies are made when it is waited for, also by an event, and before
- * its own kernels: not before another stream's, which is waited for alone. */
+/* A stream's copies are made when it is waited for, also by an event, and
+ * before its own kernels: not before another's, which is waited for alone. */
 static void
 test_stream(void **)
 {
