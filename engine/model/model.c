@@ -606,8 +606,7 @@ model_forward(struct model *m, const struct model_segment *segs, int n_segs,
 {
     assert(m->n_chosen == 0);
     model_launch(m, segs, n_segs, NULL, 0);
-    m->has_logits = 0;
-    *logits = m->b->ops->fetch(m->b, m->logits, m->n_rows, m->c.vocab);
+    *logits = model_collect(m).logits;
 }
 
 

@@ -93,7 +93,7 @@ struct sample;
 /* What a batch has brought, by row: one of the two, the other is NULL.  Until
  * the next launch but one. */
 struct model_result {
-    const float    *logits;     /* (sum of n_rows, n_vocab) FP32, in order */
+    float          *logits;     /* (sum of n_rows, n_vocab) FP32, in order */
     const uint32_t *tokens;     /* (sum of n_rows) BACKEND_NO_TOKEN: its
                                    logits are not finite */
 };
