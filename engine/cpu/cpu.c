@@ -583,55 +583,6 @@ op_kv_put(struct backend *b, const struct kv_store *kv, uint32_t layer,
 }
 
 
-struct mla_run {
-    struct cpu       *c;
-    const struct mla *a;
-    uint64_t          keys;     /* of all tokens */
-};
-
-
-/* Heads of a token, its keys each: a thread has as many keys as the others,
- * and heads that follow each other, so that they share what they read. */
-static void
-run_mla(void *ctx, int i, int n)
-{
-    const struct mla_run *r = ctx;
-    const struct batch   *batch = r->c->batch;
-    uint64_t              all = r->keys * r->a->n_heads, at = 0;
-    uint64_t              from = all * (uint32_t) i / (uint32_t) n;
-    uint64_t              to = all * ((uint32_t) i + 1) / (uint32_t) n;
-
-    for (uint32_t t = 0; t < batch->n_tok && at < to; t++) {
-        uint64_t keys = batch->pos[t] + 1;
-        uint64_t h0 = from > at ? (from - at + keys - 1) / keys : 0;
-        uint64_t h1 = (to - at + keys - 1) / keys;
-
-        h1 = h1 < r->a->n_heads ? h1 : r->a->n_heads;
-
-        if (h0 < h1) {
-            r->c->k->mla(r->a, t, batch->pos[t], batch->pages[t],
-                         (uint32_t) h0, (uint32_t) h1);
-        }
-
-        at += keys * r->a->n_heads;
-    }
-}
-
-
-static void
-op_mla(struct backend *b, const struct mla *a)
-{
-    struct mla_run      r = { cpu_of(b), a, 0 };
-    const struct batch *batch = r.c->batch;
-
-    for (uint32_t t = 0; t < batch->n_tok; t++) {
-        r.keys += batch->pos[t] + 1;
-    }
-
-    cpu_run(r.c, run_mla, &r, 2 * r.keys * a->n_heads * a->kv->row);
-}
-
-
 static void
 op_gather(struct backend *b, struct tensor y, struct tensor x,
           const uint32_t *rows, uint32_t n_rows, uint32_t n)
@@ -668,7 +619,7 @@ static const struct backend_ops ops = {
     op_close, op_alloc, op_free, op_room, op_put, op_get, op_copy,
     op_weight_bytes,
     op_weight_put, op_weight_place, op_each, op_begin, op_embed, op_rmsnorm,
-    op_linear, op_heads, op_angles, op_rope, op_kv_put, op_mla, cpu_route,
+    op_linear, op_heads, op_angles, op_rope, op_kv_put, cpu_mla, cpu_route,
     cpu_moe, op_silu_mul, op_gather, op_fetch, NULL,
     NULL
 };

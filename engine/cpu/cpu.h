@@ -43,6 +43,22 @@ struct linear {
     int             add;
 };
 
+/* y(h) = sum over j of softmax(scale q(h) . key(j)) value(j), j = 0 .. pos */
+struct attend {
+    float                 *y;       /* head h at h * head */
+    const float           *q;       /* the same */
+    const struct kv_store *kv;
+    const uint32_t        *pages;
+    uint32_t               layer;
+    uint32_t               pos;
+    uint32_t               head;    /* columns of q(h), y(h) and a key: a
+                                       multiple of BACKEND_PAD */
+    uint32_t               n_value; /* of a value, at most head */
+    uint32_t               key;     /* columns of a KV row before the key ... */
+    uint32_t               value;   /* ... and before the value */
+    float                  scale;
+};
+
 struct kernels {
     const char *name;
 
@@ -50,9 +66,8 @@ struct kernels {
     void (*linear)(const struct linear *a, uint32_t tile0, uint32_t tile1,
                    uint32_t row0, uint32_t row1);
 
-    /* One token's heads [head0, head1). */
-    void (*mla)(const struct mla *a, uint32_t tok, uint32_t pos,
-                const uint32_t *pages, uint32_t head0, uint32_t head1);
+    /* n_heads heads of one token, that read the same keys and values. */
+    void (*attend)(const struct attend *a, uint32_t n_heads);
 
     /* One row of n. */
     void (*rmsnorm)(float *y, const float *x, const float *w, float eps,
@@ -181,7 +196,8 @@ const uint8_t *cpu_tiles(const struct cpu *c, const struct weight *w,
  * little work is done by the caller alone. */
 void cpu_run(struct cpu *c, pool_fn fn, void *ctx, uint64_t work);
 
-/* moe.c, route.c */
+/* attend.c, moe.c, route.c */
+void cpu_mla(struct backend *b, const struct mla *a);
 void cpu_route(struct backend *b, const struct route *a);
 void cpu_moe(struct backend *b, const struct moe *a);
 

@@ -7,7 +7,7 @@
 #include "cpu/avx2.h"
 #include "cpu/fast_linear.h"
 #include "cpu/fast_rows.h"
-#include "cpu/fast_mla.h"
+#include "cpu/fast_attend.h"
 
 
 static void
@@ -20,5 +20,5 @@ linear(const struct linear *a, uint32_t tile0, uint32_t tile1, uint32_t row0,
 
 
 const struct kernels VEC_KERNELS = {
-    VEC_NAME, linear, fast_mla, fast_rmsnorm, fast_silu_mul
+    VEC_NAME, linear, fast_attend, fast_rmsnorm, fast_silu_mul
 };

@@ -8,7 +8,7 @@
 #include "cpu/avx512.h"
 #include "cpu/fast_linear.h"
 #include "cpu/fast_rows.h"
-#include "cpu/fast_mla.h"
+#include "cpu/fast_attend.h"
 
 
 static void
@@ -50,17 +50,17 @@ linear_amx(const struct linear *a, uint32_t tile0, uint32_t tile1,
 
 
 const struct kernels VEC_KERNELS = {
-    VEC_NAME, linear, fast_mla, fast_rmsnorm, fast_silu_mul
+    VEC_NAME, linear, fast_attend, fast_rmsnorm, fast_silu_mul
 };
 
 const struct kernels kernels_avx512vnni = {
-    "avx512vnni", linear_vnni, fast_mla, fast_rmsnorm, fast_silu_mul
+    "avx512vnni", linear_vnni, fast_attend, fast_rmsnorm, fast_silu_mul
 };
 
 const struct kernels kernels_avx512bf16 = {
-    "avx512bf16", linear_bf16, fast_mla, fast_rmsnorm, fast_silu_mul
+    "avx512bf16", linear_bf16, fast_attend, fast_rmsnorm, fast_silu_mul
 };
 
 const struct kernels kernels_amx = {
-    "amx", linear_amx, fast_mla, fast_rmsnorm, fast_silu_mul
+    "amx", linear_amx, fast_attend, fast_rmsnorm, fast_silu_mul
 };

@@ -9,8 +9,7 @@
 
 void ref_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                 uint32_t row0, uint32_t row1);
-void ref_mla(const struct mla *a, uint32_t tok, uint32_t pos,
-             const uint32_t *pages, uint32_t head0, uint32_t head1);
+void ref_attend(const struct attend *a, uint32_t n_heads);
 void ref_rmsnorm(float *y, const float *x, const float *w, float eps,
                  uint32_t n);
 void ref_silu_mul(float *y, const float *gate, const float *up, uint32_t n);

@@ -1,8 +1,8 @@
 /*
- * fast_mla.h - latent attention, for one kind of vector.
+ * fast_attend.h - attention, for one kind of vector.
  *
- * Up to MLA_HEADS heads of one token go through the pages together, since all
- * of them read the same keys; as many sums as there are registers for.  Per
+ * Up to ATTEND_HEADS heads of one token go through the pages together, since
+ * all of them read the same keys; as many sums as there are registers for.  Per
  * page: scores (heads, 64), then the running maximum, sum and output are
  * brought up to date (online softmax).  Pages lie at fixed positions, and an
  * element is summed up alike in any group of heads, so the order of all sums
@@ -14,27 +14,27 @@
  */
 #include <math.h>
 
-#define MLA_AHEAD       8       /* keys from those in work to those called */
-#define MLA_PAIRED      1024    /* columns at most that are taken in pairs */
+#define ATTEND_AHEAD    8       /* keys from those in work to those called */
+#define ATTEND_PAIRED   1024    /* columns at most that are taken in pairs */
 
 /* Of H heads, so many keys share one reading of the query, and so many vectors
  * of values one of p. */
 #if VEC_REGS == 32
-#define MLA_HEADS       10
-#define MLA_SHARE(H)    ((H) > 5 ? 2 : 4)
+#define ATTEND_HEADS    10
+#define ATTEND_SHARE(H) ((H) > 5 ? 2 : 4)
 #else
-#define MLA_HEADS       5
-#define MLA_SHARE(H)    2
+#define ATTEND_HEADS    5
+#define ATTEND_SHARE(H) 2
 #endif
 
-struct mla_state {
+struct attend_state {
     uint32_t     n_paired;      /* columns, the first: a multiple of 2 VEC_N */
-    vec          pairs[MLA_HEADS][MLA_PAIRED / VEC_N];  /* of q */
-    const float *q[MLA_HEADS];
-    float       *y[MLA_HEADS];
-    float        max[MLA_HEADS];
-    float        sum[MLA_HEADS];
-    float        p[MLA_HEADS][BACKEND_PAGE_TOK];
+    vec          pairs[ATTEND_HEADS][ATTEND_PAIRED / VEC_N];  /* of q */
+    const float *q[ATTEND_HEADS];
+    float       *y[ATTEND_HEADS];
+    float        max[ATTEND_HEADS];
+    float        sum[ATTEND_HEADS];
+    float        p[ATTEND_HEADS][BACKEND_PAGE_TOK];
 };
 
 
@@ -58,8 +58,8 @@ kv_load_pairs(const uint8_t *row, uint32_t i, vec *kv)
 /* Keys to come; a processor does not see through one key's end what the next
  * is wanted for. */
 INLINE void
-mla_ahead(const uint8_t *keys, size_t key_bytes, uint32_t i, enum dtype t,
-          int J)
+attend_ahead(const uint8_t *keys, size_t key_bytes, uint32_t i, enum dtype t,
+             int J)
 {
 #pragma GCC unroll 4
     for (int k = 0; k < J; k++) {
@@ -71,7 +71,7 @@ mla_ahead(const uint8_t *keys, size_t key_bytes, uint32_t i, enum dtype t,
 
 /* sum(h, k) += q(h) . kv(k), of one vector each. */
 INLINE void
-mla_dot(vec (*sum)[4], const vec *q, const vec *kv, int H, int J)
+attend_dot(vec (*sum)[4], const vec *q, const vec *kv, int H, int J)
 {
 #pragma GCC unroll 10
     for (int h = 0; h < H; h++) {
@@ -85,10 +85,10 @@ mla_dot(vec (*sum)[4], const vec *q, const vec *kv, int H, int J)
 
 /* p(h, j) = q(h) . kv(j) for H heads and J keys. */
 INLINE void
-mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
-         uint32_t row, uint32_t j, enum dtype t, int H, int J)
+attend_dots(struct attend_state *s, const uint8_t *keys, size_t key_bytes,
+            uint32_t row, uint32_t j, enum dtype t, int H, int J)
 {
-    vec      sum[MLA_HEADS][4], q[MLA_HEADS], kv[4], even[4], odd[4];
+    vec      sum[ATTEND_HEADS][4], q[ATTEND_HEADS], kv[4], even[4], odd[4];
     uint32_t i = 0;
 
     keys += j * key_bytes;
@@ -103,7 +103,7 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
 
     for ( ; t == DTYPE_BF16 && i < s->n_paired; i += 2 * VEC_N) {
         if (J != 1) {
-            mla_ahead(keys + MLA_AHEAD * key_bytes, key_bytes, i, t, J);
+            attend_ahead(keys + ATTEND_AHEAD * key_bytes, key_bytes, i, t, J);
         }
 
 #pragma GCC unroll 4
@@ -118,14 +118,14 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
             q[h] = s->pairs[h][i / VEC_N];
         }
 
-        mla_dot(sum, q, even, H, J);
+        attend_dot(sum, q, even, H, J);
 
 #pragma GCC unroll 10
         for (int h = 0; h < H; h++) {
             q[h] = s->pairs[h][i / VEC_N + 1];
         }
 
-        mla_dot(sum, q, odd, H, J);
+        attend_dot(sum, q, odd, H, J);
     }
 
     for ( ; i < row; i += VEC_N) {
@@ -139,7 +139,7 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
             q[h] = vec_load(s->q[h] + i);
         }
 
-        mla_dot(sum, q, kv, H, J);
+        attend_dot(sum, q, kv, H, J);
     }
 
     /* In one order, however many there are. */
@@ -157,7 +157,7 @@ mla_dots(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
 /* p = exp(scale p - max); the state is rescaled where the maximum grew.
  * Returns what the head's output so far is to be multiplied by. */
 static float
-mla_softmax(struct mla_state *s, int h, uint32_t n, float scale)
+attend_softmax(struct attend_state *s, int h, uint32_t n, float scale)
 {
     float *p = s->p[h];
     vec    max = vec_set(s->max[h]), f = vec_set(scale);
@@ -200,11 +200,11 @@ mla_softmax(struct mla_state *s, int h, uint32_t n, float scale)
 
 /* y(h) = y(h) * keep(h) + sum of p(h, j) kv(j), V vectors at column i. */
 INLINE void
-mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
-           uint32_t n, uint32_t i, const float *keep, enum dtype t, int H,
-           int V, int paired)
+attend_values(struct attend_state *s, const uint8_t *keys, size_t key_bytes,
+              uint32_t n, uint32_t i, const float *keep, enum dtype t, int H,
+              int V, int paired)
 {
-    vec sum[MLA_HEADS][4];
+    vec sum[ATTEND_HEADS][4];
 
 #pragma GCC unroll 10
     for (int h = 0; h < H; h++) {
@@ -252,64 +252,66 @@ mla_values(struct mla_state *s, const uint8_t *keys, size_t key_bytes,
 
 
 INLINE void
-mla_page(const struct mla *a, struct mla_state *s, const uint8_t *keys,
-         uint32_t n, enum dtype t, int H)
+attend_page(const struct attend *a, struct attend_state *s,
+            const uint8_t *row, uint32_t n, enum dtype t, int H)
 {
-    const int S = MLA_SHARE(H);
-    size_t    key_bytes = a->kv->row * dtype_bytes(t);
-    uint32_t  j = 0, i = 0, width = backend_pad(a->n_latent);
-    uint32_t  paired = s->n_paired < width ? s->n_paired : width;
-    float     keep[MLA_HEADS];
+    const int      S = ATTEND_SHARE(H);
+    const uint8_t *keys = row + a->key * dtype_bytes(t);
+    const uint8_t *values = row + a->value * dtype_bytes(t);
+    size_t         row_bytes = a->kv->row * dtype_bytes(t);
+    uint32_t       j = 0, i = 0, width = backend_pad(a->n_value);
+    uint32_t       paired = s->n_paired < width ? s->n_paired : width;
+    float          keep[ATTEND_HEADS];
 
     for ( ; j + (uint32_t) S <= n; j += (uint32_t) S) {
-        mla_dots(s, keys, key_bytes, a->kv->row, j, t, H, S);
+        attend_dots(s, keys, row_bytes, a->head, j, t, H, S);
     }
 
     for ( ; j < n; j++) {
-        mla_dots(s, keys, key_bytes, a->kv->row, j, t, H, 1);
+        attend_dots(s, keys, row_bytes, a->head, j, t, H, 1);
     }
 
     for (int h = 0; h < H; h++) {
-        keep[h] = mla_softmax(s, h, n, a->scale);
+        keep[h] = attend_softmax(s, h, n, a->scale);
     }
 
     for ( ; t == DTYPE_BF16 && i + (uint32_t) S * VEC_N <= paired;
          i += (uint32_t) S * VEC_N)
     {
-        mla_values(s, keys, key_bytes, n, i, keep, t, H, S, 1);
+        attend_values(s, values, row_bytes, n, i, keep, t, H, S, 1);
     }
 
     for ( ; t == DTYPE_BF16 && i < paired; i += 2 * VEC_N) {
-        mla_values(s, keys, key_bytes, n, i, keep, t, H, 2, 1);
+        attend_values(s, values, row_bytes, n, i, keep, t, H, 2, 1);
     }
 
     for ( ; i + (uint32_t) S * VEC_N <= width; i += (uint32_t) S * VEC_N) {
-        mla_values(s, keys, key_bytes, n, i, keep, t, H, S, 0);
+        attend_values(s, values, row_bytes, n, i, keep, t, H, S, 0);
     }
 
     for ( ; i < width; i += VEC_N) {
-        mla_values(s, keys, key_bytes, n, i, keep, t, H, 1, 0);
+        attend_values(s, values, row_bytes, n, i, keep, t, H, 1, 0);
     }
 }
 
 
 static void
-mla_begin(const struct mla *a, struct mla_state *s, uint32_t tok,
-          uint32_t head, enum dtype t, int H)
+attend_begin(const struct attend *a, struct attend_state *s, uint32_t head,
+             enum dtype t, int H)
 {
-    uint32_t most = t == DTYPE_BF16 ? MLA_PAIRED : 0;
+    uint32_t most = t == DTYPE_BF16 ? ATTEND_PAIRED : 0;
 
-    s->n_paired = (a->kv->row < most ? a->kv->row : most)
+    s->n_paired = (a->head < most ? a->head : most)
                   / (2 * VEC_N) * (2 * VEC_N);
 
     for (int h = 0; h < H; h++) {
-        size_t at = (size_t) (head + (uint32_t) h) * a->kv->row;
+        size_t at = (size_t) (head + (uint32_t) h) * a->head;
 
-        s->q[h] = a->q.data + a->q.stride * tok + at;
-        s->y[h] = a->y.data + a->y.stride * tok + at;
+        s->q[h] = a->q + at;
+        s->y[h] = a->y + at;
         s->max[h] = -INFINITY;
         s->sum[h] = 0;
-        memset(s->y[h], 0, a->kv->row * sizeof(float));
+        memset(s->y[h], 0, a->head * sizeof(float));
 
         for (uint32_t i = 0; i < s->n_paired; i += 2 * VEC_N) {
             vec *to = &s->pairs[h][i / VEC_N];
@@ -322,13 +324,13 @@ mla_begin(const struct mla *a, struct mla_state *s, uint32_t tok,
 
 
 static void
-mla_end(const struct mla *a, const struct mla_state *s, int H)
+attend_end(const struct attend *a, const struct attend_state *s, int H)
 {
     for (int h = 0; h < H; h++) {
         vec   f = vec_set(1 / s->sum[h]), v[2];
         float *y = s->y[h];
 
-        for (uint32_t i = 0; i < a->kv->row; i += VEC_N) {
+        for (uint32_t i = 0; i < a->head; i += VEC_N) {
             vec_store(y + i, vec_mul(vec_load(y + i), f));
         }
 
@@ -342,70 +344,69 @@ mla_end(const struct mla *a, const struct mla_state *s, int H)
 
 
 INLINE void
-mla_heads(const struct mla *a, uint32_t tok, uint32_t pos,
-          const uint32_t *pages, uint32_t head, enum dtype t, int H)
+attend_heads(const struct attend *a, uint32_t head, enum dtype t, int H)
 {
-    struct mla_state s;
+    struct attend_state s;
 
-    mla_begin(a, &s, tok, head, t, H);
+    attend_begin(a, &s, head, t, H);
 
-    for (uint32_t at = 0; at <= pos; at += BACKEND_PAGE_TOK) {
-        uint32_t n = pos + 1 - at < BACKEND_PAGE_TOK ? pos + 1 - at
-                                                     : BACKEND_PAGE_TOK;
+    for (uint32_t at = 0; at <= a->pos; at += BACKEND_PAGE_TOK) {
+        uint32_t n = a->pos + 1 - at < BACKEND_PAGE_TOK ? a->pos + 1 - at
+                                                        : BACKEND_PAGE_TOK;
 
-        mla_page(a, &s, kv_row(a->kv, pages[at / BACKEND_PAGE_TOK], a->layer,
-                               0), n, t, H);
+        attend_page(a, &s, kv_row(a->kv, a->pages[at / BACKEND_PAGE_TOK],
+                                  a->layer, 0), n, t, H);
     }
 
-    mla_end(a, &s, H);
+    attend_end(a, &s, H);
 }
 
 
-#define MLA_ONE(H)                                                           \
+#define ATTEND_ONE(H)                                                        \
     static void                                                              \
-    mla_bf16_##H(const struct mla *a, uint32_t tok, uint32_t pos,            \
-                 const uint32_t *pages, uint32_t head)                       \
-    { mla_heads(a, tok, pos, pages, head, DTYPE_BF16, H); }                  \
+    attend_bf16_##H(const struct attend *a, uint32_t head)                   \
+    { attend_heads(a, head, DTYPE_BF16, H); }                                \
                                                                              \
     static void                                                              \
-    mla_f32_##H(const struct mla *a, uint32_t tok, uint32_t pos,             \
-                const uint32_t *pages, uint32_t head)                        \
-    { mla_heads(a, tok, pos, pages, head, DTYPE_F32, H); }
+    attend_f32_##H(const struct attend *a, uint32_t head)                    \
+    { attend_heads(a, head, DTYPE_F32, H); }
 
-#define MLA_FIVE(t)     mla_##t##_1, mla_##t##_2, mla_##t##_3, mla_##t##_4,  \
-                        mla_##t##_5
-#define MLA_TEN(t)      MLA_FIVE(t), mla_##t##_6, mla_##t##_7, mla_##t##_8,  \
-                        mla_##t##_9, mla_##t##_10
+#define ATTEND_FIVE(t)                                                       \
+    attend_##t##_1, attend_##t##_2, attend_##t##_3, attend_##t##_4,          \
+    attend_##t##_5
+#define ATTEND_TEN(t)                                                        \
+    ATTEND_FIVE(t), attend_##t##_6, attend_##t##_7, attend_##t##_8,          \
+    attend_##t##_9, attend_##t##_10
 
-MLA_ONE(1) MLA_ONE(2) MLA_ONE(3) MLA_ONE(4) MLA_ONE(5)
+ATTEND_ONE(1) ATTEND_ONE(2) ATTEND_ONE(3) ATTEND_ONE(4) ATTEND_ONE(5)
 
-typedef void (*mla_fn)(const struct mla *a, uint32_t tok, uint32_t pos,
-                       const uint32_t *pages, uint32_t head);
+typedef void (*attend_fn)(const struct attend *a, uint32_t head);
 
-#if MLA_HEADS == 10
-MLA_ONE(6) MLA_ONE(7) MLA_ONE(8) MLA_ONE(9) MLA_ONE(10)
+#if ATTEND_HEADS == 10
+ATTEND_ONE(6) ATTEND_ONE(7) ATTEND_ONE(8) ATTEND_ONE(9) ATTEND_ONE(10)
 
-static const mla_fn mla_fns[2][MLA_HEADS] = { { MLA_TEN(bf16) },
-                                              { MLA_TEN(f32) } };
+static const attend_fn attend_fns[2][ATTEND_HEADS] = {
+    { ATTEND_TEN(bf16) }, { ATTEND_TEN(f32) }
+};
 #else
-static const mla_fn mla_fns[2][MLA_HEADS] = { { MLA_FIVE(bf16) },
-                                              { MLA_FIVE(f32) } };
+static const attend_fn attend_fns[2][ATTEND_HEADS] = {
+    { ATTEND_FIVE(bf16) }, { ATTEND_FIVE(f32) }
+};
 #endif
 
 
 /* In as few groups as there can be, of nearly one size. */
 static void
-fast_mla(const struct mla *a, uint32_t tok, uint32_t pos,
-         const uint32_t *pages, uint32_t head0, uint32_t head1)
+fast_attend(const struct attend *a, uint32_t n_heads)
 {
-    const mla_fn *run = mla_fns[a->kv->dtype == DTYPE_F32];
-    uint32_t      n = head1 - head0, done = 0;
-    uint32_t      n_groups = (n + MLA_HEADS - 1) / MLA_HEADS;
+    const attend_fn *run = attend_fns[a->kv->dtype == DTYPE_F32];
+    uint32_t         done = 0;
+    uint32_t         n_groups = (n_heads + ATTEND_HEADS - 1) / ATTEND_HEADS;
 
     for (uint32_t i = 1; i <= n_groups; i++) {
-        uint32_t H = n * i / n_groups - done;
+        uint32_t H = n_heads * i / n_groups - done;
 
-        run[H - 1](a, tok, pos, pages, head0 + done);
+        run[H - 1](a, done);
         done += H;
     }
 }
