@@ -298,7 +298,7 @@ op_gather(struct backend *b, struct tensor y, struct tensor x,
 const struct backend_ops cuda_step_ops = {
     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     op_embed, op_rmsnorm, op_linear, op_heads, op_angles, op_rope, op_kv_put,
-    op_mla, op_route, op_moe, op_silu_mul, op_gather, NULL, NULL, NULL
+    op_mla, NULL, op_route, op_moe, op_silu_mul, op_gather, NULL, NULL, NULL
 };
 
 

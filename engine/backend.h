@@ -137,6 +137,24 @@ struct mla {
     float                  scale;
 };
 
+/*
+ * Grouped-query attention of each token of the batch over the positions
+ * 0 .. pos of its page table.  A row of KV is [key of each of n_kv_heads |
+ * value of each], `head` columns one; and with g = h * n_kv_heads / n_heads
+ *   s(j) = scale * q(h) . key(j, g)
+ *   y(h) = sum over j of softmax(s)(j) * value(j, g)
+ */
+struct gqa {
+    struct tensor          y;       /* (n_tok, n_heads * head) */
+    struct tensor          q;       /* the same */
+    const struct kv_store *kv;
+    uint32_t               layer;
+    uint32_t               n_heads;
+    uint32_t               n_kv_heads;  /* divides n_heads */
+    uint32_t               head;        /* a multiple of BACKEND_PAD */
+    float                  scale;
+};
+
 enum route_score { ROUTE_SOFTMAX, ROUTE_SIGMOID };
 enum route_method { ROUTE_GREEDY, ROUTE_GROUP_MAX, ROUTE_GROUP_TOP2 };
 
@@ -268,6 +286,8 @@ struct backend_ops {
     void     (*kv_put)(struct backend *b, const struct kv_store *kv,
                        uint32_t layer, struct tensor x, uint32_t n);
     void     (*mla)(struct backend *b, const struct mla *a);
+    /* NULL: this backend does not have it. */
+    void     (*gqa)(struct backend *b, const struct gqa *a);
 
     void     (*route)(struct backend *b, const struct route *a);
     void     (*moe)(struct backend *b, const struct moe *a);

@@ -4,6 +4,8 @@
  */
 #include "cpu/cpu.h"
 
+#include <assert.h>
+
 struct attend_run {
     struct cpu   *c;
     struct tensor y;
@@ -86,5 +88,22 @@ cpu_mla(struct backend *b, const struct mla *m)
         .n_heads = m->n_heads, .group = m->n_heads
     };
 
+    attend(&r);
+}
+
+
+void
+cpu_gqa(struct backend *b, const struct gqa *g)
+{
+    struct attend_run r = {
+        .c = cpu_of(b), .y = g->y, .q = g->q,
+        .a = { .kv = g->kv, .layer = g->layer, .head = g->head,
+               .n_value = g->head, .value = g->n_kv_heads * g->head,
+               .scale = g->scale },
+        .n_heads = g->n_heads, .group = g->n_heads / g->n_kv_heads
+    };
+
+    assert(g->n_heads % g->n_kv_heads == 0 && g->head % BACKEND_PAD == 0
+           && g->kv->row == 2 * g->n_kv_heads * g->head);
     attend(&r);
 }

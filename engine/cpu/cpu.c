@@ -619,8 +619,8 @@ static const struct backend_ops ops = {
     op_close, op_alloc, op_free, op_room, op_put, op_get, op_copy,
     op_weight_bytes,
     op_weight_put, op_weight_place, op_each, op_begin, op_embed, op_rmsnorm,
-    op_linear, op_heads, op_angles, op_rope, op_kv_put, cpu_mla, cpu_route,
-    cpu_moe, op_silu_mul, op_gather, op_fetch, NULL,
+    op_linear, op_heads, op_angles, op_rope, op_kv_put, cpu_mla, cpu_gqa,
+    cpu_route, cpu_moe, op_silu_mul, op_gather, op_fetch, NULL,
     NULL
 };
 

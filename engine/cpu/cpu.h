@@ -198,6 +198,7 @@ void cpu_run(struct cpu *c, pool_fn fn, void *ctx, uint64_t work);
 
 /* attend.c, moe.c, route.c */
 void cpu_mla(struct backend *b, const struct mla *a);
+void cpu_gqa(struct backend *b, const struct gqa *a);
 void cpu_route(struct backend *b, const struct route *a);
 void cpu_moe(struct backend *b, const struct moe *a);
 

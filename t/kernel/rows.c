@@ -89,38 +89,63 @@ test_silu_mul(void **state)
 
 
 /* Tokens on both sides of the ends of pages, in pages in no order. */
-#define HEADS       19          /* groups of 10, of 9 and fewer */
-#define LATENT      70
-#define ROPE        6
-#define ROW         80          /* backend_pad(LATENT + ROPE) */
 #define PAGES       5
+#define KEYS        (PAGES * BACKEND_PAGE_TOK)
 #define TOKENS      7
 #define LAYERS      2
 #define SCALE       0.3f
+#define ROW_MAX     272         /* columns of a KV row */
+#define ALL_MAX     2048        /* columns of all heads of a token */
 
 static const uint32_t positions[TOKENS] = { 0, 1, 15, 63, 64, 129, 319 };
 static const uint32_t page_table[PAGES] = { 3, 0, 4, 1, 2 };
 
+/* How heads lie in q and y, and keys and values in a KV row. */
+struct shape {
+    uint32_t    n_heads;
+    uint32_t    n_kv_heads;
+    uint32_t    head;           /* columns of q and y */
+    uint32_t    n_key;          /* of these in use, of q */
+    uint32_t    n_value;        /* and of y */
+    uint32_t    value;          /* of a row before the first value */
+    uint32_t    n_put;          /* of a row, from the first */
+    uint32_t    row;
+    int         latent;         /* mla, else gqa */
+};
+
+/* Groups of 10, of 9 and fewer heads; columns that are padding. */
+static const struct shape mla_shape = { 19, 1, 80, 76, 70, 0, 76, 80, 1 };
+
+/* As many key heads as heads, few, and one; heads of one vector of either
+ * kind, of an odd number of them, and of columns not taken in pairs. */
+#define GQA(n, k, h)    { n, k, h, h, h, k * h, 2 * k * h, 2 * k * h, 0 }
+
+static const struct shape gqa_shapes[] = {
+    GQA(8, 8, 16), GQA(12, 2, 48), GQA(23, 1, 80), GQA(16, 1, 128),
+    GQA(33, 3, 32), GQA(4, 2, 64)
+};
+
 
 /* Keys by their position, put one batch of one token after the other. */
 static struct kv_store
-keys_make(struct backend *b, enum dtype dtype, float *keys)
+keys_make(struct backend *b, const struct shape *s, enum dtype dtype,
+          float *keys)
 {
-    struct kv_store kv = { NULL, dtype, PAGES, LAYERS, ROW };
+    struct kv_store kv = { NULL, dtype, PAGES, LAYERS, s->row };
 
-    kv.data = b->ops->alloc(b, (size_t) PAGES * LAYERS * BACKEND_PAGE_TOK * ROW
+    kv.data = b->ops->alloc(b, (size_t) KEYS * LAYERS * s->row
                                * dtype_bytes(dtype));
     assert_non_null(kv.data);
 
-    for (uint32_t pos = 0; pos < PAGES * BACKEND_PAGE_TOK; pos++) {
+    for (uint32_t pos = 0; pos < KEYS; pos++) {
         const uint32_t *pages = page_table;
         uint32_t        id = 0;
         struct batch    batch = { 1, &id, &pos, &pages, 0 };
 
         b->ops->begin(b, &batch);
         b->ops->kv_put(b, &kv, 1, (struct tensor) {
-                           keys + (size_t) pos * (LATENT + ROPE),
-                           LATENT + ROPE }, LATENT + ROPE);
+                           keys + (size_t) pos * s->n_put, s->n_put },
+                       s->n_put);
     }
 
     return kv;
@@ -128,32 +153,43 @@ keys_make(struct backend *b, enum dtype dtype, float *keys)
 
 
 static void
-run_mla(struct backend *b, const struct kv_store *kv, float *y, float *q,
-        uint32_t first, uint32_t n)
+run_attention(struct backend *b, const struct shape *s,
+              const struct kv_store *kv, float *y, float *q, uint32_t first,
+              uint32_t n)
 {
     const uint32_t *pages[TOKENS];
     uint32_t        ids[TOKENS] = { 0 };
     struct batch    batch = { n, ids, positions + first, pages, 0 };
+    size_t          all = s->n_heads * s->head;
 
     for (uint32_t i = 0; i < n; i++) {
         pages[i] = page_table;
     }
 
     b->ops->begin(b, &batch);
-    b->ops->mla(b, &(struct mla) {
-        .y = { y + (size_t) first * HEADS * ROW, HEADS * ROW },
-        .q = { q + (size_t) first * HEADS * ROW, HEADS * ROW },
-        .kv = kv, .layer = 1, .n_heads = HEADS, .n_latent = LATENT,
-        .scale = SCALE });
+
+    if (s->latent) {
+        b->ops->mla(b, &(struct mla) {
+            .y = { y + first * all, all }, .q = { q + first * all, all },
+            .kv = kv, .layer = 1, .n_heads = s->n_heads,
+            .n_latent = s->n_value, .scale = SCALE });
+
+    } else {
+        b->ops->gqa(b, &(struct gqa) {
+            .y = { y + first * all, all }, .q = { q + first * all, all },
+            .kv = kv, .layer = 1, .n_heads = s->n_heads,
+            .n_kv_heads = s->n_kv_heads, .head = s->head, .scale = SCALE });
+    }
 }
 
 
-/* Only the first n_latent columns are promised. */
+/* Only the first n_value columns are promised. */
 static void
-latents(float *to, const float *y)
+values(const struct shape *s, float *to, const float *y)
 {
-    for (size_t h = 0; h < TOKENS * HEADS; h++) {
-        memcpy(to + h * LATENT, y + h * ROW, LATENT * sizeof(float));
+    for (size_t h = 0; h < TOKENS * s->n_heads; h++) {
+        memcpy(to + h * s->n_value, y + h * s->head,
+               s->n_value * sizeof(float));
     }
 }
 
@@ -166,55 +202,57 @@ latents(float *to, const float *y)
  * a tree over the lanes, and the scale: DOT_DEPTH roundings of no more than the
  * sum of |scale q k|.  exp() takes s(j) - max, rounded, and has EXP_DEPTH of
  * its own; each later page rounds the product by its own power again.  That
- * makes e(j) for p(j), and changes y = sum of p(j) k(j), where p sums up to 1,
- * by the sum of p(j) e(j) (k(j) - y): by nothing where one key has all of the
+ * makes e(j) for p(j), and changes y = sum of p(j) v(j), where p sums up to 1,
+ * by the sum of p(j) e(j) (v(j) - y): by nothing where one key has all of the
  * weight.
  * Each key, and each page, rounds the sum of y up to there; SUM_DEPTH have the
  * sum of p, in each lane, over lanes and pages, and the division by it.
  */
-#define DOT_DEPTH   (ROW / 8 + 3 + 1)   /* of the narrower vectors */
-#define EXP_DEPTH   4
-#define SUM_DEPTH   (BACKEND_PAGE_TOK / 8 + 3 + 2 * PAGES + 2)
+#define DOT_DEPTH(n)    ((n) / 8 + 3 + 1)   /* of the narrower vectors */
+#define EXP_DEPTH       4
+#define SUM_DEPTH       (BACKEND_PAGE_TOK / 8 + 3 + 2 * PAGES + 2)
 
+/* Attention of one head, whose keys and values these are of position 0, and
+ * how far it may be off. */
 static void
-mla_bounds(float *to, const float *keys, const float *q, uint32_t n)
+truth(const struct shape *s, float *want, float *bound, const float *keys,
+      const float *vals, const float *q, uint32_t n)
 {
-    static double s[PAGES * BACKEND_PAGE_TOK], e[PAGES * BACKEND_PAGE_TOK];
-    static double p[PAGES * BACKEND_PAGE_TOK];
+    static double score[KEYS], e[KEYS], p[KEYS];
     double        max = -INFINITY, all = 0;
 
     for (uint32_t j = 0; j < n; j++) {
         double size = 0;
 
-        s[j] = 0;
+        score[j] = 0;
 
-        for (uint32_t i = 0; i < LATENT + ROPE; i++) {
+        for (uint32_t i = 0; i < s->n_key; i++) {
             double qk = (double) SCALE * (double) q[i]
-                        * (double) keys[j * (LATENT + ROPE) + i];
+                        * (double) keys[j * s->n_put + i];
 
-            s[j] += qk;
+            score[j] += qk;
             size += fabs(qk);
         }
 
-        e[j] = DOT_DEPTH * size;
-        max = fmax(max, s[j]);
+        e[j] = DOT_DEPTH(s->head) * size;
+        max = fmax(max, score[j]);
     }
 
     for (uint32_t j = 0; j < n; j++) {
-        p[j] = exp(s[j] - max);
-        e[j] += max - s[j]
+        p[j] = exp(score[j] - max);
+        e[j] += max - score[j]
                 + EXP_DEPTH * ((n - 1) / BACKEND_PAGE_TOK
                                - j / BACKEND_PAGE_TOK + 1);
         all += p[j];
     }
 
-    for (uint32_t i = 0; i < LATENT; i++) {
-        const float *k = keys + i;
+    for (uint32_t i = 0; i < s->n_value; i++) {
+        const float *v = vals + i;
         double       y = 0, off = 0;
 
         for (uint32_t j = 0; j < n; j++) {
             off += j % BACKEND_PAGE_TOK == 0 ? fabs(y) : 0;
-            y += p[j] / all * (double) k[j * (LATENT + ROPE)];
+            y += p[j] / all * (double) v[j * s->n_put];
             off += fabs(y);
         }
 
@@ -222,75 +260,109 @@ mla_bounds(float *to, const float *keys, const float *q, uint32_t n)
 
         for (uint32_t j = 0; j < n; j++) {
             off += p[j] / all * e[j]
-                   * fabs((double) k[j * (LATENT + ROPE)] - y);
+                   * fabs((double) v[j * s->n_put] - y);
         }
 
-        to[i] = (float) off;
+        want[i] = (float) y;
+        bound[i] = (float) off;
+    }
+}
+
+
+/* Queries, with their padding, and what they make of the keys. */
+static void
+make_queries(const struct shape *s, const float *keys, float *q, float *want,
+             float *bound)
+{
+    fill(q, (size_t) TOKENS * s->n_heads * s->head, KIND_PLAIN);
+
+    for (uint32_t i = 0; i < TOKENS * s->n_heads; i++) {
+        uint32_t group = i % s->n_heads / (s->n_heads / s->n_kv_heads);
+        float   *to = q + (size_t) i * s->head;
+
+        memset(to + s->n_key, 0, (s->head - s->n_key) * sizeof(float));
+        truth(s, want + (size_t) i * s->n_value,
+              bound + (size_t) i * s->n_value, keys + group * s->head,
+              keys + s->value + group * s->head, to,
+              positions[i / s->n_heads] + 1);
     }
 }
 
 
 static void
-mla_case(struct backend *b, struct backend *b5, struct backend *ref,
-         enum dtype dtype, enum kind kind)
+attention_case(struct backend *b, struct backend *b5, struct backend *ref,
+               const struct shape *s, enum dtype dtype, enum kind kind)
 {
-    static float keys[PAGES * BACKEND_PAGE_TOK * (LATENT + ROPE)];
-    static float q[TOKENS * HEADS * ROW], y[TOKENS * HEADS * ROW];
-    static float want[TOKENS * HEADS * LATENT], got[TOKENS * HEADS * LATENT];
-    static float bound[TOKENS * HEADS * LATENT];
+    static float keys[KEYS * ROW_MAX];
+    static float q[TOKENS * ALL_MAX], y[TOKENS * ALL_MAX];
+    static float want[TOKENS * ALL_MAX], got[TOKENS * ALL_MAX];
+    static float bound[TOKENS * ALL_MAX];
+    size_t       n_rows = TOKENS * s->n_heads;
 
-    fill(keys, sizeof(keys) / sizeof(float), kind);
-    fill(q, sizeof(q) / sizeof(float), KIND_PLAIN);
+    assert_true(s->row <= ROW_MAX && s->n_heads * s->head <= ALL_MAX);
+    fill(keys, (size_t) KEYS * s->n_put, kind);
+    make_queries(s, keys, q, want, bound);
 
-    for (size_t i = 0; i < TOKENS * HEADS; i++) {
-        memset(q + i * ROW + LATENT + ROPE, 0,
-               (ROW - LATENT - ROPE) * sizeof(float));
-        mla_bounds(bound + i * LATENT, keys, q + i * ROW,
-                   positions[i / HEADS] + 1);
-    }
+    struct kv_store kv = keys_make(ref, s, dtype, keys);
 
-    struct kv_store kv = keys_make(ref, dtype, keys);
-
-    run_mla(ref, &kv, y, q, 0, TOKENS);
-    latents(want, y);
-    run_mla(b, &kv, y, q, 0, TOKENS);
-    latents(got, y);
-    compare(kind_names[kind], got, want, bound, TOKENS * HEADS, LATENT,
+    run_attention(ref, s, &kv, y, q, 0, TOKENS);
+    values(s, got, y);
+    compare("the reference", got, want, bound, n_rows, s->n_value,
+            ldexp(1, -24));
+    run_attention(b, s, &kv, y, q, 0, TOKENS);
+    values(s, got, y);
+    compare(kind_names[kind], got, want, bound, n_rows, s->n_value,
             ldexp(1, -24));
 
     for (uint32_t t = 0; t < TOKENS; t++) {
-        run_mla(b5, &kv, y, q, t, 1);
+        run_attention(b5, s, &kv, y, q, t, 1);
     }
 
-    latents(want, y);
+    values(s, want, y);
     compare_bits("one by one, few heads at once", got, want,
-                 sizeof(got) / sizeof(float));
-    ref->ops->free(ref, kv.data, (size_t) PAGES * LAYERS * BACKEND_PAGE_TOK
-                                 * ROW * dtype_bytes(dtype));
+                 n_rows * s->n_value);
+    ref->ops->free(ref, kv.data, (size_t) KEYS * LAYERS * s->row
+                                 * dtype_bytes(dtype));
 }
 
 
 static void
-test_mla(void **state)
+test_shapes(const char *name, const struct shape *shapes, size_t n)
 {
     struct backend *ref = open_backend("cpu:ref", 1);
-    struct backend *b = open_backend(*state, 1);
+    struct backend *b = open_backend(name, 1);
 
     if (b == NULL) {
         close_backend(ref);
         return;
     }
 
-    struct backend *b5 = open_backend(*state, 5);
+    struct backend *b5 = open_backend(name, 5);
 
-    for (int kind = 0; kind < KIND_N; kind++) {
-        mla_case(b, b5, ref, DTYPE_F32, (enum kind) kind);
-        mla_case(b, b5, ref, DTYPE_BF16, (enum kind) kind);
+    for (size_t i = 0; i < n * KIND_N; i++) {
+        attention_case(b, b5, ref, &shapes[i / KIND_N], DTYPE_F32,
+                       (enum kind) (i % KIND_N));
+        attention_case(b, b5, ref, &shapes[i / KIND_N], DTYPE_BF16,
+                       (enum kind) (i % KIND_N));
     }
 
     close_backend(b5);
     close_backend(b);
     close_backend(ref);
+}
+
+
+static void
+test_mla(void **state)
+{
+    test_shapes(*state, &mla_shape, 1);
+}
+
+
+static void
+test_gqa(void **state)
+{
+    test_shapes(*state, gqa_shapes, BASE_COUNT(gqa_shapes));
 }
 
 
@@ -302,7 +374,7 @@ main(void)
         CMUnitTestFunction fn;
     } kinds[] = {
         { "rmsnorm", test_rmsnorm }, { "silu_mul", test_silu_mul },
-        { "mla", test_mla }
+        { "mla", test_mla }, { "gqa", test_gqa }
     };
     struct CMUnitTest tests[BASE_COUNT(kinds) * BASE_COUNT(backends)];
     char              titles[BASE_COUNT(tests)][64];
