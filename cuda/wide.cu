@@ -11,8 +11,20 @@
  * x comes in atoms (wide.cuh), in the weights' type: with weights in fp8, x is
  * rounded to fp8 as well, with a scale to 128 columns of a row.
  *
+ * One rounding to e4m3 costs 2.4 % (of random numbers: the steps are an eighth
+ * of a power of two, the error of one is an eighth / sqrt 12 of it, and so that
+ * of all is 0.036 / sqrt 2.3).  An expert rounds three times: x for gate, x for
+ * up, whose errors have nothing to do with each other, and their activation:
+ * 2.4 sqrt 3 = 4.1 %, and still 3.4 % without any one of them.  So that experts
+ * stay within 3 %, gate and up take x as the sum of two e4m3, which leaves 0.06
+ * of a percent, and the activation has one: 2.4 % in all.  (Any two of the
+ * three would do; x for both is rounded once, and costs no pass of its own.)
+ * That is 5 products where there were 3: at most 3 / 5 of fp8's rate, 1187 of
+ * 1979 TFLOP/s, counting FLOPs as if there were one term.  Weights come to
+ * registers once for both, and their scales are multiplied with once.
+ *
  * wide_kernel() has a warp that copies and two warpgroups that multiply, with
- * STAGES of 128 bytes of columns between them:
+ * stages of 128 bytes of columns between them:
  *
  *   warpgroup  outputs                              rows
  *       0      row tiles 0-3 of each of two halves  all 128
@@ -46,7 +58,6 @@
 /* Of 65536 registers, 168 a thread are dealt out to begin with. */
 #define REGISTERS       240                     /* of those that multiply */
 #define REGISTERS_COPY  24
-#define STAGES          4
 #define PIECES          4                       /* k of wgmma, in a stage */
 #define HALF_TILES      (GROUPS * 4)            /* row tiles in a half */
 #define SCALES_BYTES    (WIDE_ROWS * 4)
@@ -62,6 +73,14 @@ struct wide_tile {
 };
 
 
+/* As many as there is room for; x has N terms. */
+template <int N>
+static constexpr __device__ __host__ uint32_t
+stages(void)
+{
+    return N == 1 ? 4 : 3;
+}
+
 /* Of a row tile in a stage. */
 template <enum dtype T>
 static constexpr __device__ __host__ uint32_t
@@ -70,13 +89,21 @@ w_room(void)
     return T == DTYPE_FP8 ? CUDA_FP8_BYTES : PIECES * 512;
 }
 
-/* Atoms of x, row tiles of both halves, and x's scales. */
+/* Where x's second term is in a stage: behind atoms of its first, row tiles of
+ * both halves, and x's scales. */
 template <enum dtype T>
 static constexpr __device__ __host__ uint32_t
-stage_bytes(void)
+second_at(void)
 {
     return (ATOMS_BYTES + 2 * HALF_TILES * w_room<T>()
             + (T == DTYPE_FP8 ? SCALES_BYTES : 0) + 1023) / 1024 * 1024;
+}
+
+template <enum dtype T, int N>
+static constexpr __device__ __host__ uint32_t
+stage_bytes(void)
+{
+    return second_at<T>() + (N - 1) * ATOMS_BYTES;
 }
 
 /* What comes out: 128 outputs of 128 rows. */
@@ -88,50 +115,51 @@ out_bytes(void)
 }
 
 /* With fp8's largest outputs and scales, and with barriers: whole KiB. */
-template <enum dtype T>
+template <enum dtype T, int N>
 static constexpr __host__ size_t
 room_bytes(void)
 {
-    return STAGES * stage_bytes<T>() + out_bytes<T>()
+    return stages<N>() * stage_bytes<T, N>() + out_bytes<T>()
            + (T == DTYPE_FP8 ? 6 : 1) * 1024;
 }
 
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ __forceinline__ unsigned char *
 stage_of(uint32_t i)
 {
-    return hw_shared() + i % STAGES * stage_bytes<T>();
+    return hw_shared() + i % stages<N>() * stage_bytes<T, N>();
 }
 
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ __forceinline__ unsigned char *
 out_room(void)
 {
-    return hw_shared() + STAGES * stage_bytes<T>();
+    return hw_shared() + stages<N>() * stage_bytes<T, N>();
 }
 
 /* Barriers come last: filled, and free again. */
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ __forceinline__ uint64_t *
 full_of(uint32_t i)
 {
-    return (uint64_t *) (void *) (out_room<T>() + out_bytes<T>()
+    return (uint64_t *) (void *) (out_room<T, N>() + out_bytes<T>()
                                   + (T == DTYPE_FP8 ? (HALF_TILES + 1)
                                                       * SCALES_BYTES : 0))
-           + i % STAGES;
+           + i % stages<N>();
 }
 
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ __forceinline__ uint64_t *
 free_of(uint32_t i)
 {
-    return full_of<T>(i) + STAGES;
+    return full_of<T, N>(i) + stages<N>();
 }
 
+template <int N>
 static __device__ __forceinline__ uint32_t
 phase_of(uint32_t i)
 {
-    return i / STAGES % 2;
+    return i / stages<N>() % 2;
 }
 
 
@@ -202,7 +230,7 @@ tiles_of(const struct wide_args &a, const struct wide_tile &t)
 
 
 /* Lane l < 16 copies row tile l of the stage, 8 of a half. */
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ __forceinline__ void
 copy_weights(const struct wide_args &a, const struct wide_tile &t, uint32_t k,
              uint32_t i)
@@ -224,35 +252,41 @@ copy_weights(const struct wide_args &a, const struct wide_tile &t, uint32_t k,
              * CUDA_FP8_BYTES
            : ((size_t) tile * cuda_div_up(m.n_in, CUDA_TILE) + k * PIECES)
              * 512;
-    hw_bulk_copy(stage_of<T>(i) + ATOMS_BYTES + l * w_room<T>(), m.w,
-                 w_bytes<T>(a, k), full_of<T>(i));
+    hw_bulk_copy(stage_of<T, N>(i) + ATOMS_BYTES + l * w_room<T>(), m.w,
+                 w_bytes<T>(a, k), full_of<T, N>(i));
 }
 
 
-/* Lanes 16 and 17 copy what there is of x. */
-template <enum dtype T>
+/* Lanes 16 and on copy what there is of x. */
+template <enum dtype T, int N>
 static __device__ __forceinline__ void
 copy_x(const struct wide_args &a, const struct wide_tile &t, uint32_t k,
        uint32_t i, uint32_t block, uint32_t n_blocks)
 {
-    size_t at = (size_t) (a.x_cols * t.i + k) * a.x.n_blocks + block;
+    size_t at = (size_t) (a.x_cols * t.i + k * N) * a.x.n_blocks + block;
 
     if (hw_lane() == 2 * HALF_TILES) {
-        hw_bulk_copy(stage_of<T>(i), a.x.data + at * ATOM_BYTES,
-                     n_blocks * ATOM_BYTES, full_of<T>(i));
+        hw_bulk_copy(stage_of<T, N>(i), a.x.data + at * ATOM_BYTES,
+                     n_blocks * ATOM_BYTES, full_of<T, N>(i));
     }
 
     if (T == DTYPE_FP8 && hw_lane() == 2 * HALF_TILES + 1) {
-        hw_bulk_copy(stage_of<T>(i) + ATOMS_BYTES
+        hw_bulk_copy(stage_of<T, N>(i) + ATOMS_BYTES
                      + 2 * HALF_TILES * w_room<T>(), a.x.scales
                      + at * ATOM_ROWS, n_blocks * ATOM_ROWS * 4,
-                     full_of<T>(i));
+                     full_of<T, N>(i));
+    }
+
+    if (N == 2 && hw_lane() == 2 * HALF_TILES + 2) {
+        hw_bulk_copy(stage_of<T, N>(i) + second_at<T>(),
+                     a.x.data + (at + a.x.n_blocks) * ATOM_BYTES,
+                     n_blocks * ATOM_BYTES, full_of<T, N>(i));
     }
 }
 
 
 /* The warp that copies: stage i is the i'th of this block, of whatever tile. */
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ void
 produce(const struct wide_args &a)
 {
@@ -268,19 +302,20 @@ produce(const struct wide_args &a)
         uint32_t n_blocks = min((uint32_t) (WIDE_ROWS / ATOM_ROWS),
                                 a.x.n_blocks - block);
         uint32_t n_w = tiles_of(a, t);
-        uint32_t n_x = n_blocks * (ATOM_BYTES
+        uint32_t n_x = n_blocks * (N * ATOM_BYTES
                                    + (T == DTYPE_FP8 ? ATOM_ROWS * 4 : 0));
 
         for (uint32_t k = 0; k < n_k; k++, i++) {
-            hw_barrier_wait(free_of<T>(i), phase_of(i) ^ 1);
+            hw_barrier_wait(free_of<T, N>(i), phase_of<N>(i) ^ 1);
 
             if (hw_lane() == 0) {
-                hw_barrier_expect(full_of<T>(i), n_x + n_w * w_bytes<T>(a, k));
+                hw_barrier_expect(full_of<T, N>(i),
+                                  n_x + n_w * w_bytes<T>(a, k));
             }
 
             __syncwarp();
-            copy_weights<T>(a, t, k, i);
-            copy_x<T>(a, t, k, i, block, n_blocks);
+            copy_weights<T, N>(a, t, k, i);
+            copy_x<T, N>(a, t, k, i, block, n_blocks);
         }
     }
 }
@@ -303,15 +338,16 @@ static __device__ __forceinline__ void
 multiply_bf16(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
 {
     const enum dtype T = DTYPE_BF16;
+    const int        N = 1;
     uint32_t         n_k = cuda_div_up(a.m.n_in, atom_cols(T));
     uint32_t         warp = threadIdx.x / HW_WARP;      /* 0 .. 7: row tile */
 
     for (uint32_t k = 0; k < n_k; k++, ++*i) {
-        const unsigned char *stage = stage_of<T>(*i);
+        const unsigned char *stage = stage_of<T, N>(*i);
         uint32_t             n_u = w_bytes<T>(a, k) / 512;
         uint4                w[2][PIECES];
 
-        hw_barrier_wait(full_of<T>(*i), phase_of(*i));
+        hw_barrier_wait(full_of<T, N>(*i), phase_of<N>(*i));
 
 #pragma unroll
         for (int u = 0; u < PIECES; u++) {
@@ -335,7 +371,7 @@ multiply_bf16(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
         hw_group_keep(acc[1]);
 
         if (hw_lane() == 0) {
-            hw_barrier_arrive(free_of<T>(*i));
+            hw_barrier_arrive(free_of<T, N>(*i));
         }
     }
 }
@@ -367,6 +403,7 @@ promote(float (&acc)[64], const float (&part)[64], const unsigned char *stage,
 }
 
 
+template <int N>
 static __device__ __forceinline__ void
 multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
 {
@@ -377,9 +414,9 @@ multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
     memset(acc, 0, sizeof(acc));
 
     for (uint32_t k = 0; k < n_k; k++, ++*i) {
-        const unsigned char *stage = stage_of<T>(*i);
+        const unsigned char *stage = stage_of<T, N>(*i);
 
-        hw_barrier_wait(full_of<T>(*i), phase_of(*i));
+        hw_barrier_wait(full_of<T, N>(*i), phase_of<N>(*i));
 
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -397,6 +434,11 @@ multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
 #pragma unroll
             for (int u = 0; u < PIECES; u++) {
                 hw_group_mma8(part, w[u], descriptor(stage + u * 32), u != 0);
+
+                if (N == 2) {
+                    hw_group_mma8(part, w[u], descriptor(stage + second_at<T>()
+                                                         + u * 32), true);
+                }
             }
 
             hw_group_commit();
@@ -406,7 +448,7 @@ multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
         }
 
         if (hw_lane() == 0) {
-            hw_barrier_arrive(free_of<T>(*i));
+            hw_barrier_arrive(free_of<T, N>(*i));
         }
     }
 }
@@ -471,7 +513,7 @@ lay_out_bf16(const float (&v)[64])
         uint32_t o = o0 + out_of(d), k = order_of(o % CUDA_TILE);
 
         *(uint16_t *) (void *)
-            (out_room<DTYPE_BF16>()
+            (out_room<DTYPE_BF16, 1>()
              + piece_at(row_of(d), o / CUDA_TILE * 2 + k / 8,
                         WIDE_ROWS / ATOM_ROWS) + k % 8 * 2) =
             (uint16_t) hw_bf16x2(v[d], 0);
@@ -490,7 +532,7 @@ lay_out_turned(const float (&v)[64])
         uint32_t r = row_of(d);
 
         *(uint32_t *) (void *)
-            (out_room<DTYPE_BF16>() + piece_at(o0 + out_of(d), r / 8,
+            (out_room<DTYPE_BF16, 1>() + piece_at(o0 + out_of(d), r / 8,
                                                WIDE_ROWS / ATOM_ROWS)
              + r % 8 * 2) = hw_bf16x2(v[d], v[d + 1]);
     }
@@ -498,10 +540,11 @@ lay_out_turned(const float (&v)[64])
 
 
 /* The same in fp8; the scale of each row to shared memory, too. */
+template <int N>
 static __device__ __forceinline__ void
 lay_out_fp8(const float (&v)[64])
 {
-    unsigned char *room = out_room<DTYPE_FP8>();
+    unsigned char *room = out_room<DTYPE_FP8, N>();
     float   *most = (float *) (void *) (room + out_bytes<DTYPE_FP8>());
     float   *scales = most + HALF_TILES * WIDE_ROWS;
     uint32_t warp = threadIdx.x / HW_WARP, r = threadIdx.x % WIDE_ROWS;
@@ -546,7 +589,7 @@ lay_out_fp8(const float (&v)[64])
 
 
 /* silu(gate) * up of 128 outputs, as atoms of the product that comes next. */
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ __forceinline__ void
 store_activation(float (&acc)[2][64], const struct wide_args &a,
                  const struct wide_tile &t)
@@ -560,7 +603,7 @@ store_activation(float (&acc)[2][64], const struct wide_args &a,
     }
 
     if (T == DTYPE_FP8) {
-        lay_out_fp8(acc[0]);
+        lay_out_fp8<N>(acc[0]);
     } else {
         lay_out_bf16(acc[0]);
     }
@@ -579,10 +622,10 @@ store_activation(float (&acc)[2][64], const struct wide_args &a,
 
         if ((col + i) * atom_cols(T) < a.m.n_out) {
             put_atoms(a.act.data + at * ATOM_BYTES,
-                      out_room<T>() + i * ATOMS_BYTES, n);
+                      out_room<T, N>() + i * ATOMS_BYTES, n);
 
             if (T == DTYPE_FP8) {
-                hw_bulk_put(a.act.scales + at * ATOM_ROWS, out_room<T>()
+                hw_bulk_put(a.act.scales + at * ATOM_ROWS, out_room<T, N>()
                             + out_bytes<T>() + HALF_TILES * SCALES_BYTES,
                             n * ATOM_ROWS * 4);
             }
@@ -627,7 +670,7 @@ store_keys(float (&acc)[2][64], const struct wide_args &a,
 
         if (threadIdx.x == 0) {
             put_atoms((half == 0 ? a.keys : a.values) + at,
-                      out_room<DTYPE_BF16>(), 2 * WIDE_ROWS / ATOM_ROWS);
+                      out_room<DTYPE_BF16, 1>(), 2 * WIDE_ROWS / ATOM_ROWS);
             hw_bulk_put_wait();
         }
 
@@ -636,7 +679,7 @@ store_keys(float (&acc)[2][64], const struct wide_args &a,
 }
 
 
-template <enum dtype T>
+template <enum dtype T, int N>
 static __device__ __forceinline__ void
 consume(const struct wide_args &a)
 {
@@ -649,13 +692,13 @@ consume(const struct wide_args &a)
         float acc[2][64];
 
         if (T == DTYPE_FP8) {
-            multiply_fp8(acc, a, &i);
+            multiply_fp8<N>(acc, a, &i);
         } else {
             multiply_bf16(acc, a, &i);
         }
 
         if (a.out == WIDE_ACTIVATION) {
-            store_activation<T>(acc, a, t);
+            store_activation<T, N>(acc, a, t);
 
         } else if (T == DTYPE_BF16 && a.out == WIDE_KEYS) {
             store_keys(acc, a, t);
@@ -667,14 +710,14 @@ consume(const struct wide_args &a)
 }
 
 
-template <enum dtype T>
+template <enum dtype T, int N>
 static __global__ void __launch_bounds__(THREADS, 1)
 wide_kernel(const struct wide_args a)
 {
     if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < STAGES; i++) {
-            hw_barrier_init(full_of<T>(i), 1);
-            hw_barrier_init(free_of<T>(i), GROUPS * 4);
+        for (uint32_t i = 0; i < stages<N>(); i++) {
+            hw_barrier_init(full_of<T, N>(i), 1);
+            hw_barrier_init(free_of<T, N>(i), GROUPS * 4);
         }
     }
 
@@ -686,12 +729,12 @@ wide_kernel(const struct wide_args a)
         hw_group_registers_fewer<REGISTERS_COPY>();
 
         if (threadIdx.x / HW_WARP == GROUPS * 4) {
-            produce<T>(a);
+            produce<T, N>(a);
         }
 
     } else {
         hw_group_registers_more<REGISTERS>();
-        consume<T>(a);
+        consume<T, N>(a);
     }
 }
 
@@ -699,12 +742,17 @@ wide_kernel(const struct wide_args a)
 void
 cuda_wide(struct cuda *c, const struct wide_args *a, enum dtype dtype)
 {
-    if (dtype == DTYPE_FP8) {
-        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_FP8>(),
-                    wide_kernel<DTYPE_FP8>, *a);
+    if (dtype == DTYPE_BF16) {
+        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_BF16, 1>(),
+                    wide_kernel<DTYPE_BF16, 1>, *a);
+
+    } else if (a->two_terms) {
+        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_FP8, 2>(),
+                    wide_kernel<DTYPE_FP8, 2>, *a);
+
     } else {
-        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_BF16>(),
-                    wide_kernel<DTYPE_BF16>, *a);
+        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_FP8, 1>(),
+                    wide_kernel<DTYPE_FP8, 1>, *a);
     }
 }
 
@@ -774,6 +822,7 @@ cuda_wide_moe(struct cuda *c, const struct moe *m, const uint32_t *place,
     enum dtype        t = m->gate->dtype;
     uint32_t          n_slots = m->n_rows * m->n_active, n = m->gate->n;
     uint32_t          n_blocks = blocks_of(n_slots, n + 1);
+    int               two_terms = t == DTYPE_FP8;
     struct round_args x;
     struct wide_args  a;
 
@@ -783,7 +832,8 @@ cuda_wide_moe(struct cuda *c, const struct moe *m, const uint32_t *place,
     if (!is_for(c, m->gate) || (uintptr_t) m->tmp_down.data % 16 != 0
         || (uintptr_t) m->tmp_gate.data % 16 != 0
         || atoms_place(&x.y, m->tmp_down.data, t, n_blocks,
-                       cuda_div_up(m->gate->n_in, atom_cols(t)))
+                       cuda_div_up(m->gate->n_in, atom_cols(t))
+                       * (two_terms ? 2 : 1))
            > n_slots * m->tmp_down.stride * sizeof(float)
         || atoms_place(&a.act, m->tmp_gate.data, t, n_blocks,
                        cuda_div_up(m->gate->n_out, atom_cols(t)))
@@ -800,6 +850,7 @@ cuda_wide_moe(struct cuda *c, const struct moe *m, const uint32_t *place,
     x.ids = m->ids;
     x.place = place;
     x.start = start;
+    x.two_terms = two_terms;
     cuda_round(c, &x, t);
 
     a.m = stream_matrix_of(m->gate);
@@ -807,12 +858,14 @@ cuda_wide_moe(struct cuda *c, const struct moe *m, const uint32_t *place,
     a.m_bytes = a.up_bytes = cuda_weight_bytes(m->gate);
     a.n = n;
     a.x = x.y;
+    a.two_terms = two_terms;
     a.start = start;
     a.out = WIDE_ACTIVATION;
     cuda_wide(c, &a, t);
 
     a.m = stream_matrix_of(m->down);
     a.up.n_out = 0;
+    a.two_terms = 0;
     a.m_bytes = cuda_weight_bytes(m->down);
     a.x = a.act;
     a.out = WIDE_FLOATS;

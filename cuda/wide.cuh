@@ -8,6 +8,9 @@
  *   atoms    (column block, row block), so that any rows from a multiple of 8
  *            on are one copy
  *
+ * Of two terms of x, in fp8, a column block of the second follows that of the
+ * first, and has its scales.
+ *
  * In bf16 the columns of each 16 are in the order in which common.cuh's weights
  * have them; in fp8 in their own.
  */
@@ -44,6 +47,7 @@ struct round_args {
     const uint32_t *ids;            /* NULL: rows stay in order */
     const uint32_t *place;
     const uint32_t *start;
+    int             two_terms;      /* fp8: x is the sum of two of them */
     struct atoms    y;
 };
 
@@ -61,6 +65,7 @@ struct wide_args {
     uint32_t             n;         /* matrices */
     struct atoms         x;
     uint32_t             x_cols;    /* column blocks from matrix to matrix */
+    int                  two_terms;
     uint32_t             n_rows;    /* where start is NULL */
     const uint32_t      *start;     /* (n + 1) an expert's first row of y */
     enum wide_out        out;

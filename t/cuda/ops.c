@@ -9,7 +9,6 @@
 #define F32_MOST    1e-5
 #define FP8_MOST    1e-2        /* where scales are rounded to bf16, too */
 #define FP8_X_MOST  3e-2        /* where warpgroups take x in fp8 */
-#define FP8_MOE_MOST 5e-2       /* and then their product of two, again */
 
 static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_BF16, DTYPE_FP8 };
 
@@ -23,9 +22,9 @@ most_of(enum dtype t)
 
 /* Of products of n_rows. */
 static double
-most_of_rows(enum dtype t, uint32_t n_rows, double most_fp8)
+most_of_rows(enum dtype t, uint32_t n_rows)
 {
-    return t == DTYPE_FP8 && n_rows > 64 ? most_fp8 : most_of(t);
+    return t == DTYPE_FP8 && n_rows > 64 ? FP8_X_MOST : most_of(t);
 }
 
 
@@ -153,7 +152,7 @@ check_linear(enum dtype dtype, uint32_t n_rows, uint32_t n_out, uint32_t n_in,
     EACH(b) {
         OP(b, linear, tensor_of(&y, b), tensor_of(&x, b), &w[b], n_rows, add);
     }
-    rows_compare(&y, most_of_rows(dtype, n_rows, FP8_X_MOST),
+    rows_compare(&y, most_of_rows(dtype, n_rows),
                  "linear %u rows (%u, %u) add %d", n_rows, n_out, n_in, add);
     rows_free(&x);
     rows_free(&y);
@@ -750,7 +749,7 @@ check_moe(enum dtype dtype, uint32_t n_rows, uint32_t n_experts,
 
         backends[b]->ops->moe(backends[b], &a);
     }
-    rows_compare(&y, most_of_rows(dtype, n_rows, FP8_MOE_MOST),
+    rows_compare(&y, most_of_rows(dtype, n_rows),
                  "moe, %u rows to %u of %u, %u by %u",
                  n_rows, n_active, n_experts, dim, width);
 
