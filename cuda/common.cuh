@@ -23,9 +23,11 @@
  *   f32    rows, each padded to a multiple of 4
  * Rows and columns beyond the matrix are 0.
  *
- * A page of bf16 keys: row t at t * row * 2, and within each whole 128 bytes
- * of it the 16-byte piece p at p ^ t % 8, so that ldmatrix finds the rows of a
- * page in different banks.  f32 keys are rows as they are.
+ * A page of bf16 keys: column blocks of 64, one after the other, in each the
+ * rows of 128 bytes, of row t the 16-byte piece p at p ^ t % 8: the 128-byte
+ * swizzle, in which ldmatrix finds the rows of a page in different banks, and
+ * a page is one copy to where wgmma multiplies it.  Columns beyond the last
+ * whole block are rows as they are, and so are f32 keys.
  */
 #ifndef MOE_CUDA_COMMON_CUH
 #define MOE_CUDA_COMMON_CUH
@@ -41,6 +43,8 @@ extern "C" {
 #define CUDA_TILE       16
 #define CUDA_FP8_COLS   128         /* that share a scale in a row */
 #define CUDA_FP8_BYTES  (16 * 128 + 16 * 4)     /* a group of 16 rows */
+/* Of a page of bf16 keys, in a column block. */
+#define CUDA_KV_COLS    64
 /* For the parts of attention: 32 of 64 tokens with 16 heads. */
 #define CUDA_SCRATCH    ((size_t) 64 << 20)
 #define CUDA_PARTS_MAX  4
@@ -185,13 +189,11 @@ cuda_silu(float x)
 static inline __device__ uint32_t
 cuda_kv_at(uint32_t tok, uint32_t col, uint32_t n_row)
 {
-    uint32_t piece = col / 8;
+    uint32_t first = col / CUDA_KV_COLS * CUDA_KV_COLS;
+    uint32_t n = min(n_row - first, (uint32_t) CUDA_KV_COLS);
+    uint32_t swizzle = n == CUDA_KV_COLS ? tok % 8 * 8 : 0;
 
-    if ((piece / 8 + 1) * 64 <= n_row) {
-        piece ^= tok % 8;
-    }
-
-    return tok * n_row + piece * 8 + col % 8;
+    return first * BACKEND_PAGE_TOK + tok * n + ((col - first) ^ swizzle);
 }
 
 /* Element `col` of a token's row in a page. */

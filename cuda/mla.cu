@@ -123,23 +123,31 @@ load_q(const struct mla_args &m, const struct mla_room &r, uint32_t t)
 }
 
 
-/* A page is contiguous, and stays in the order that it has.  Zeros from key
- * n_keys on: what another sequence left there may be NaN, and NaN times a
- * probability of 0 is NaN. */
+/* A page stays in the order that it has.  Zeros from key n_keys on: what
+ * another sequence left there may be NaN, and NaN times a probability of 0 is
+ * NaN. */
 static __device__ void
 load_page(const struct mla_args &m, const struct mla_room &r, uint32_t t,
           uint32_t page, uint32_t stage, uint32_t n_keys)
 {
     uint32_t       n = PAGE * m.kv.row;
-    uint32_t       n_there = n_keys > page * PAGE
-                             ? (n_keys - page * PAGE) * m.kv.row : 0;
     uint32_t       id = m.batch.pages[m.batch.table[t] + page];
     const uint16_t *from = (const uint16_t *) m.kv.data
                            + ((size_t) id * m.kv.n_layers + m.a.layer) * n;
     uint16_t      *to = r.kv + (size_t) stage * n;
 
-    for (uint32_t i = threadIdx.x * 8; i < n; i += blockDim.x * 8) {
-        hw_copy16(to + i, from + i, i < n_there);
+    for (uint32_t col = 0; col < m.kv.row; col += CUDA_KV_COLS) {
+        uint32_t n_cols = min(m.kv.row - col, (uint32_t) CUDA_KV_COLS);
+
+        for (uint32_t i = threadIdx.x * 8; i < PAGE * n_cols;
+             i += blockDim.x * 8)
+        {
+            uint32_t key = n_cols == CUDA_KV_COLS ? i / CUDA_KV_COLS
+                                                  : i / n_cols;
+
+            hw_copy16(to + col * PAGE + i, from + col * PAGE + i,
+                      page * PAGE + key < n_keys);
+        }
     }
 }
 
