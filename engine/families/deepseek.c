@@ -12,12 +12,10 @@
  * Sources: the DeepSeek-V2 and -V3 reports (arXiv 2405.04434, 2412.19437) and
  * their configurations; numerically as transformers' DeepseekV2/V3ForCausalLM.
  */
-#include "model/family.h"
+#include "families/parts.h"
 
 #include <math.h>
 #include <string.h>
-
-#define DIM_MAX     (1 << 20)
 
 enum when {
     WHEN_Q_LORA = 1,
@@ -28,59 +26,24 @@ enum when {
     WHEN_BIAS = 32
 };
 
-#define INT(n, f, lo, hi)       { n, KEY_INT, KEY_AT(f), 1, KEY_TOP, lo, hi, \
-                                  0, NULL }
-#define INT_OR(n, f, lo, hi, d) { n, KEY_INT, KEY_AT(f), 0, KEY_TOP, lo, hi, \
-                                  d, NULL }
-#define NUM_OR(n, f, lo, hi, d) { n, KEY_NUM, KEY_AT(f), 0, KEY_TOP, lo, hi, \
-                                  d, NULL }
-#define BOOL_OR(n, f, d)        { n, KEY_BOOL, KEY_AT(f), 0, KEY_TOP, 0, 0, d, \
-                                  NULL }
-#define STR_OR(n, f, d)         { n, KEY_STR, KEY_AT(f), 0, KEY_TOP, 0, 0, 0, \
-                                  d }
-#define ROPE(n, f, lo, hi, d)   { n, KEY_NUM, KEY_AT(f), 0, KEY_ROPE, lo, hi, \
-                                  d, NULL }
-
 #define KEYS                                                                  \
-    INT("vocab_size", vocab, 1, 1 << 22),                                     \
-    INT("hidden_size", dim, 1, DIM_MAX),                                      \
+    KEYS_OF_ALL,                                                              \
+    EPS_OR(1e-6),                                                             \
+    THETA_OR(10000),                                                          \
     INT("intermediate_size", width, 1, DIM_MAX),                              \
-    INT("num_hidden_layers", n_layers, 1, 1024),                              \
-    INT("num_attention_heads", n_heads, 1, 4096),                             \
-    INT("max_position_embeddings", max_pos, 1, 1 << 28),                      \
-    NUM_OR("rms_norm_eps", eps, 0, 1, 1e-6),                                  \
-    BOOL_OR("tie_word_embeddings", tied, 0),                                  \
-    BOOL_OR("attention_bias", attention_bias, 0),                             \
-    BOOL_OR("mlp_bias", mlp_bias, 0),                                         \
-    STR_OR("hidden_act", activation, "silu"),                                 \
     INT_OR("q_lora_rank", q_lora, 1, DIM_MAX, 0),                             \
     INT("kv_lora_rank", kv_lora, 1, DIM_MAX),                                 \
     INT("qk_nope_head_dim", nope, 1, 65536),                                  \
     INT("qk_rope_head_dim", rope, 2, 65536),                                  \
     INT("v_head_dim", v, 1, 65536),                                           \
     BOOL_OR("rope_interleave", interleaved, 1),                               \
-    INT("n_routed_experts|num_local_experts|num_experts", n_experts, 1, 1024),\
-    INT("num_experts_per_tok|experts_per_token", n_active, 1, 1024),          \
     INT_OR("n_shared_experts", n_shared, 0, 1024, 0),                         \
     INT("moe_intermediate_size", moe_width, 1, DIM_MAX),                      \
-    INT_OR("first_k_dense_replace", first_dense, 0, 1024, 0),                 \
-    INT_OR("moe_layer_freq", moe_every, 1, 1024, 1),                          \
+    INT_OR("first_k_dense_replace", first_dense, 0, LAYERS_MAX, 0),           \
+    INT_OR("moe_layer_freq", moe_every, 1, LAYERS_MAX, 1),                    \
     INT_OR("n_group", n_groups, 1, 1024, 1),                                  \
     INT_OR("topk_group", n_groups_keep, 1, 1024, 1),                          \
-    NUM_OR("routed_scaling_factor", route_scale, -1e6, 1e6, 1),               \
-    { "rope_type|type", KEY_STR, KEY_AT(rope_type), 0, KEY_ROPE, 0, 0, 0,     \
-      "default" },                                                            \
-    { "rope_theta", KEY_NUM, KEY_AT(theta), 0, KEY_ROPE_OR_TOP, 1, 1e12,      \
-      10000, NULL },                                                          \
-    ROPE("factor", factor, 1e-6, 1e6, 0),                                     \
-    ROPE("beta_fast", beta_fast, 0, 1e6, 32),                                 \
-    ROPE("beta_slow", beta_slow, 0, 1e6, 1),                                  \
-    ROPE("mscale", mscale, 0, 1e6, 0),                                        \
-    ROPE("mscale_all_dim", mscale_all, 0, 1e6, 0),                            \
-    ROPE("attention_factor", cos_scale, 0, 1e6, 0),                           \
-    { "original_max_position_embeddings", KEY_INT, KEY_AT(orig_pos), 0,       \
-      KEY_ROPE, 1, 1 << 28, 0, NULL },                                        \
-    { "truncate", KEY_BOOL, KEY_AT(truncate), 0, KEY_ROPE, 0, 0, 1, NULL }
+    NUM_OR("routed_scaling_factor", route_scale, -1e6, 1e6, 1)
 
 static const struct key keys_v2[] = {
     KEYS,
@@ -96,21 +59,11 @@ static const struct key keys_v3[] = {
     BOOL_OR("norm_topk_prob", norm_topk, 1)
 };
 
-#define LAYER(f)    TENSOR_LAYER, offsetof(struct layer, f)
-#define GLOBAL(f)   TENSOR_GLOBAL, offsetof(struct globals, f)
-#define L           "model.layers.%d."
-#define ALONE       NULL, NULL, NULL
-
 static const struct tensor_spec tensors[] = {
-    { "model.embed_tokens.weight", "(vocab, dim)", TENSOR_EMBED,
-      GLOBAL(embed), 0, ALONE },
-    { "lm_head.weight", "(vocab, dim)", TENSOR_MATRIX,
-      GLOBAL(head), 0, ALONE },
-    { "model.norm.weight", "(dim)", TENSOR_VECTOR,
-      GLOBAL(norm), 0, ALONE },
+    TENSORS_OF_ALL,
+    TENSORS_MLP(WHEN_DENSE),
+    TENSORS_EXPERTS(WHEN_MOE),
 
-    { L "input_layernorm.weight", "(dim)", TENSOR_VECTOR,
-      LAYER(norm_in), 0, ALONE },
     { L "self_attn.q_proj.weight", "(n_heads * qk, dim)", TENSOR_MATRIX,
       LAYER(q), WHEN_Q_DIRECT, ALONE },
     { L "self_attn.q_a_proj.weight", "(q_lora, dim)", TENSOR_MATRIX,
@@ -127,18 +80,6 @@ static const struct tensor_spec tensors[] = {
       TENSOR_KV_B, LAYER(w_uk), 0, ALONE },
     { L "self_attn.o_proj.weight", "(dim, n_heads * v)", TENSOR_MATRIX,
       LAYER(o), 0, ALONE },
-    { L "post_attention_layernorm.weight", "(dim)", TENSOR_VECTOR,
-      LAYER(norm_mlp), 0, ALONE },
-
-    { L "mlp.gate_proj.weight", "(width, dim)", TENSOR_MLP,
-      LAYER(gate), WHEN_DENSE, ALONE },
-    { L "mlp.up_proj.weight", "(width, dim)", TENSOR_MLP,
-      LAYER(up), WHEN_DENSE, ALONE },
-    { L "mlp.down_proj.weight", "(dim, width)", TENSOR_MLP,
-      LAYER(down), WHEN_DENSE, ALONE },
-
-    { L "mlp.gate.weight", "(n_experts, dim)", TENSOR_MATRIX_F32,
-      LAYER(router), WHEN_MOE, ALONE },
     { L "mlp.gate.e_score_correction_bias", "(n_experts)", TENSOR_VECTOR,
       LAYER(bias), WHEN_MOE | WHEN_BIAS, ALONE },
     { L "mlp.shared_experts.gate_proj.weight", "(shared_width, dim)",
@@ -146,39 +87,16 @@ static const struct tensor_spec tensors[] = {
     { L "mlp.shared_experts.up_proj.weight", "(shared_width, dim)",
       TENSOR_MLP, LAYER(up), WHEN_MOE | WHEN_SHARED, ALONE },
     { L "mlp.shared_experts.down_proj.weight", "(dim, shared_width)",
-      TENSOR_MLP, LAYER(down), WHEN_MOE | WHEN_SHARED, ALONE },
-
-    /* Fused in transformers v5: an expert's gate rows, then its up rows. */
-    { L "mlp.experts.%e.gate_proj.weight", "(moe_width, dim)", TENSOR_EXPERTS,
-      LAYER(e_gate), WHEN_MOE,
-      L "mlp.experts.gate_up_proj", "(n_experts, 2 * moe_width, dim)", "0" },
-    { L "mlp.experts.%e.up_proj.weight", "(moe_width, dim)", TENSOR_EXPERTS,
-      LAYER(e_up), WHEN_MOE,
-      L "mlp.experts.gate_up_proj", "(n_experts, 2 * moe_width, dim)",
-      "moe_width" },
-    { L "mlp.experts.%e.down_proj.weight", "(dim, moe_width)", TENSOR_EXPERTS,
-      LAYER(e_down), WHEN_MOE,
-      L "mlp.experts.down_proj", "(n_experts, dim, moe_width)", "0" }
+      TENSOR_MLP, LAYER(down), WHEN_MOE | WHEN_SHARED, ALONE }
 };
 
-#define BUFFER(f)   offsetof(struct buffers, f)
-
 static const struct buffer_spec buffers[] = {
-    { BUFFER(x), "1", "dim" },
-    { BUFFER(h), "1", "dim" },
+    BUFFERS_OF_ALL,
     { BUFFER(q_a), "1", "q_lora" },
     { BUFFER(q), "1", "n_heads * qk" },
-    { BUFFER(kv), "1", "kv_row" },
     { BUFFER(q_latent), "1", "n_heads * kv_row" },
     { BUFFER(o_latent), "1", "n_heads * kv_row" },
-    { BUFFER(o), "1", "n_heads * v" },
-    { BUFFER(angles), "1", "rope" },
-    { BUFFER(gate), "1", "mlp_width" },
-    { BUFFER(up), "1", "mlp_width" },
-    { BUFFER(scores), "1", "n_experts" },
-    { BUFFER(e_gate), "n_active", "moe_width" },
-    { BUFFER(e_up), "n_active", "moe_width" },
-    { BUFFER(e_down), "n_active", "dim" }
+    { BUFFER(o), "1", "n_heads * v" }
 };
 
 
@@ -223,39 +141,6 @@ check_router(const struct config *c, struct err *e)
 }
 
 
-static int
-check_supported(const struct config *c, struct err *e)
-{
-    if (c->attention_bias || c->mlp_bias) {
-        return err_set(e, "%s: true is not supported",
-                       c->attention_bias ? "attention_bias" : "mlp_bias");
-    }
-
-    if (strcmp(c->activation, "silu") != 0) {
-        return err_set(e, "hidden_act: expected \"silu\", got \"%s\"",
-                       c->activation);
-    }
-
-    if (c->rope % 2 != 0) {
-        return err_set(e, "qk_rope_head_dim: expected an even number, got %u",
-                       c->rope);
-    }
-
-    int yarn = strcmp(c->rope_type, "yarn") == 0;
-
-    if (!yarn && strcmp(c->rope_type, "default") != 0) {
-        return err_set(e, "rope_type: expected default or yarn, got \"%s\"",
-                       c->rope_type);
-    }
-
-    if (yarn && c->factor <= 0 && c->orig_pos == 0) {
-        return err_set(e, "rope_scaling: yarn needs a factor");
-    }
-
-    return 0;
-}
-
-
 static double
 yarn_mscale(double factor, double mscale)
 {
@@ -266,6 +151,11 @@ yarn_mscale(double factor, double mscale)
 static int
 derive(struct config *c, struct err *e)
 {
+    if (c->rope % 2 != 0) {
+        return err_set(e, "qk_rope_head_dim: expected an even number, got %u",
+                       c->rope);
+    }
+
     c->qk = c->nope + c->rope;
     c->kv_row = backend_pad(c->kv_lora + c->rope);
     c->shared_width = c->n_shared * c->moe_width;
@@ -277,20 +167,10 @@ derive(struct config *c, struct err *e)
 
     double scale = 1 / sqrt(c->qk);
 
-    if (strcmp(c->rope_type, "yarn") == 0) {
-        if (c->orig_pos == 0) {
-            c->orig_pos = c->max_pos;
-        }
+    if (strcmp(c->rope_type, "yarn") == 0 && c->mscale_all > 0) {
+        double m = yarn_mscale(c->factor, c->mscale_all);
 
-        if (c->factor <= 0) {
-            c->factor = (double) c->max_pos / c->orig_pos;
-        }
-
-        if (c->mscale_all > 0) {
-            double m = yarn_mscale(c->factor, c->mscale_all);
-
-            scale *= m * m;
-        }
+        scale *= m * m;
     }
 
     c->attn_scale = (float) scale;
@@ -321,7 +201,7 @@ check_v2(struct config *c, struct err *e)
                        "deepseek_v2");
     }
 
-    return check_router(c, e) == 0 && check_supported(c, e) == 0
+    return check_router(c, e) == 0 && parts_check(c, e) == 0
            ? derive(c, e) : -1;
 }
 
@@ -339,7 +219,7 @@ check_v3(struct config *c, struct err *e)
                        c->method);
     }
 
-    return check_router(c, e) == 0 && check_supported(c, e) == 0
+    return check_router(c, e) == 0 && parts_check(c, e) == 0
            ? derive(c, e) : -1;
 }
 
@@ -399,48 +279,20 @@ attention(struct step *s, const struct layer *w)
 }
 
 
-/* x += down(silu(gate(h)) * up(h)), dense or shared. */
-static void
-mlp(struct step *s, const struct layer *w)
-{
-    struct backend           *b = s->b;
-    const struct backend_ops *op = b->ops;
-    const struct buffers     *t = &s->buf;
-
-    op->linear(b, t->gate, t->h, &w->gate, s->n_tok, 0);
-    op->linear(b, t->up, t->h, &w->up, s->n_tok, 0);
-    op->silu_mul(b, t->gate, t->gate, t->up, s->n_tok, w->gate.n_out);
-    op->linear(b, t->x, t->gate, &w->down, s->n_tok, 1);
-}
-
-
 static void
 experts(struct step *s, const struct layer *w)
 {
-    struct backend           *b = s->b;
-    const struct backend_ops *op = b->ops;
-    const struct config      *c = s->c;
-    const struct buffers     *t = &s->buf;
-    int                       v3 = strcmp(c->method, "noaux_tc") == 0;
-    int                       greedy = strcmp(c->method, "greedy") == 0;
+    const struct config *c = s->c;
+    int                  v3 = strcmp(c->method, "noaux_tc") == 0;
+    int                  greedy = strcmp(c->method, "greedy") == 0;
 
-    op->linear(b, t->scores, t->h, &w->router, s->n_tok, 0);
-    op->route(b, &(struct route) {
-        .ids = s->expert_ids, .weights = s->expert_weights,
-        .logits = t->scores, .bias = w->bias,
-        .score = v3 ? ROUTE_SIGMOID : ROUTE_SOFTMAX,
+    parts_experts(s, w, (struct route) {
+        .bias = w->bias, .score = v3 ? ROUTE_SIGMOID : ROUTE_SOFTMAX,
         .method = v3 ? ROUTE_GROUP_TOP2
                      : greedy ? ROUTE_GREEDY : ROUTE_GROUP_MAX,
-        .n_rows = s->n_tok, .n_experts = c->n_experts,
-        .n_active = c->n_active, .n_groups = greedy ? 1 : c->n_groups,
-        .n_groups_keep = c->n_groups_keep, .scale = (float) c->route_scale,
-        .norm = c->norm_topk });
-    op->moe(b, &(struct moe) {
-        .y = t->x, .x = t->h, .ids = s->expert_ids,
-        .weights = s->expert_weights, .gate = &w->e_gate, .up = &w->e_up,
-        .down = &w->e_down, .tmp_gate = t->e_gate, .tmp_up = t->e_up,
-        .tmp_down = t->e_down, .tmp_order = s->expert_order,
-        .n_rows = s->n_tok, .n_active = c->n_active });
+        .n_groups = greedy ? 1 : c->n_groups,
+        .n_groups_keep = c->n_groups_keep,
+        .scale = (float) c->route_scale });
 }
 
 
@@ -462,7 +314,7 @@ layer(struct step *s, const struct layer *w)
     }
 
     if (w->gate.data != NULL) {         /* dense, or shared experts */
-        mlp(s, w);
+        parts_mlp(s, w);
     }
 }
 

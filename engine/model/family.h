@@ -19,6 +19,8 @@
 #include "backend.h"
 #include "json_util.h"
 
+#define LAYERS_MAX      1024
+
 /* All that config.json says which a family may need; 0 where it does not. */
 struct config {
     char        family[32];     /* model_type as it is in the file */
