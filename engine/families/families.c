@@ -12,7 +12,10 @@ static const struct {
 } families[] = {
     { "deepseek_v2", &family_deepseek_v2 },
     { "deepseek_v3", &family_deepseek_v3 },
-    { "kimi_k2", &family_deepseek_v3 }
+    { "kimi_k2", &family_deepseek_v3 },
+    { "qwen3_moe", &family_qwen3_moe },
+    { "olmoe", &family_olmoe },
+    { "mixtral", &family_mixtral }
 };
 
 static const struct {
@@ -23,17 +26,14 @@ static const struct {
     { "deepseek_v4", "needs shared-KV attention and hyper-connections" },
     { "deepseek_v41", "is an encoder-decoder with n-gram tables" },
     { "glm_moe_dsa", "needs DeepSeek's sparse attention indexer" },
-    { "glm4_moe", "needs partially rotated grouped-query attention" },
+    { "glm4_moe", "needs partially rotated attention with biases" },
     { "glm4_moe_lite", "is of a family that is not written yet" },
     { "gpt_oss", "needs attention sinks and MXFP4 experts" },
     { "kimi_k25", "is a vision model; its text core is kimi_k2" },
     { "kimi_k3", "needs Kimi's linear attention" },
     { "kimi_linear", "needs Kimi's linear attention" },
-    { "mixtral", "needs grouped-query attention" },
-    { "olmoe", "needs grouped-query attention" },
-    { "qwen2", "is dense, and needs grouped-query attention" },
-    { "qwen3", "is dense, and needs grouped-query attention" },
-    { "qwen3_moe", "needs grouped-query attention" },
+    { "qwen2", "has no experts" },
+    { "qwen3", "has no experts" },
     { "qwen3_next", "needs gated-delta linear attention" },
     { "qwen3_5_moe", "needs gated-delta linear attention" }
 };
@@ -57,7 +57,7 @@ family_find(const char *model_type, struct err *e)
     }
 
     err_set(e, "model_type \"%.64s\" is not supported: expected deepseek_v2, "
-            "deepseek_v3 or kimi_k2", model_type);
+            "deepseek_v3, kimi_k2, qwen3_moe, olmoe or mixtral", model_type);
 
     return NULL;
 }

@@ -23,6 +23,8 @@ static const struct {
     { "dim", offsetof(struct config, dim) },
     { "width", offsetof(struct config, width) },
     { "n_heads", offsetof(struct config, n_heads) },
+    { "n_kv_heads", offsetof(struct config, n_kv_heads) },
+    { "head", offsetof(struct config, head) },
     { "q_lora", offsetof(struct config, q_lora) },
     { "kv_lora", offsetof(struct config, kv_lora) },
     { "nope", offsetof(struct config, nope) },
@@ -205,6 +207,34 @@ set_string(const struct key *k, const char *name, struct slice s, char *to,
 }
 
 
+/* Sets the bits that the array `name` of o has the numbers of. */
+static int
+set_bits(const struct key *k, const json_t *o, const char *name, uint8_t *to,
+         struct err *e)
+{
+    json_t    *set = NULL, *v;
+    size_t     i;
+    json_int_t most = (json_int_t) k->size * 8 - 1;
+
+    if (json_get_arr(o, name, &set, e) < 0) {
+        return -1;
+    }
+
+    json_array_foreach(set, i, v) {
+        json_int_t n = json_integer_value(v);
+
+        if (!json_is_integer(v) || n < 0 || n > most) {
+            return err_set(e, "%s: expected integers of 0 .. %lld, got "
+                           "another at %zu", name, (long long) most, i);
+        }
+
+        to[n / 8] |= (uint8_t) (1 << n % 8);
+    }
+
+    return 0;
+}
+
+
 /* The value of the member `name` of o, or the key's default where o is NULL. */
 static int
 set_key(const struct key *k, const json_t *o, const char *name,
@@ -247,6 +277,10 @@ set_key(const struct key *k, const json_t *o, const char *name,
             rc = set_string(k, name, s, to, e);
         }
 
+        break;
+
+    case KEY_SET:
+        rc = o == NULL ? 0 : set_bits(k, o, name, to, e);
         break;
     }
 

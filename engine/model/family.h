@@ -36,6 +36,13 @@ struct config {
     int         mlp_bias;
     char        activation[16];
 
+    /* Grouped-query attention */
+    uint32_t    n_kv_heads;
+    uint32_t    head;           /* columns of a head */
+    int         windowed;       /* attention is over a window ... */
+    uint32_t    window;         /* ... of so many tokens; 0: of all */
+    double      clip;           /* q, k, v are cut to -clip .. clip; 0: not */
+
     /* Latent attention */
     uint32_t    q_lora;         /* 0: queries come from x directly */
     uint32_t    kv_lora;
@@ -51,6 +58,8 @@ struct config {
     uint32_t    moe_width;
     uint32_t    first_dense;    /* layers before have a dense MLP */
     uint32_t    moe_every;      /* of the others, each such layer is a MoE */
+    uint8_t     dense[LAYERS_MAX / 8];  /* bit i % 8 of i / 8: layer i has a
+                                           dense MLP, whatever else is said */
     uint32_t    n_groups;
     uint32_t    n_groups_keep;
     char        score[24];
@@ -78,14 +87,16 @@ struct config {
 
     /* Derived */
     uint32_t    qk;             /* nope + rope */
-    uint32_t    kv_row;         /* backend_pad(kv_lora + rope) */
+    uint32_t    kv_row;         /* backend_pad(kv_lora + rope), or 2 *
+                                   n_kv_heads * head */
     uint32_t    shared_width;
     uint32_t    mlp_width;      /* the larger of width and shared_width */
     float       attn_scale;
 };
 
 
-enum key_type { KEY_INT, KEY_NUM, KEY_BOOL, KEY_STR };
+/* KEY_SET: an array of integers, as bits. */
+enum key_type { KEY_INT, KEY_NUM, KEY_BOOL, KEY_STR, KEY_SET };
 /* Where a key is looked for; ROPE is rope_parameters, or rope_scaling. */
 enum key_place { KEY_TOP, KEY_ROPE, KEY_ROPE_OR_TOP };
 
@@ -110,15 +121,19 @@ struct layer {
     float          *norm_in;    /* (dim) */
     float          *norm_mlp;   /* (dim) */
 
-    struct weight   q;          /* (n_heads * qk, dim), or with q_lora: */
+    struct weight   q;          /* (n_heads * qk or head, dim), or with
+                                   q_lora: */
     struct weight   q_a;        /* (q_lora, dim) */
     struct weight   q_b;        /* (n_heads * qk, q_lora) */
-    float          *norm_q;     /* (q_lora) */
+    float          *norm_q;     /* (q_lora), or of one head or all */
     struct weight   kv_a;       /* (kv_lora + rope, dim) */
     float          *norm_kv;    /* (kv_lora) */
     struct weight   w_uk;       /* n_heads of (kv_lora, nope): keys absorbed */
     struct weight   w_uv;       /* n_heads of (v, kv_lora) */
-    struct weight   o;          /* (dim, n_heads * v) */
+    struct weight   k;          /* (n_kv_heads * head, dim) */
+    struct weight   v;          /* (n_kv_heads * head, dim) */
+    float          *norm_k;     /* of one head or all */
+    struct weight   o;          /* (dim, n_heads * v or head) */
 
     struct weight   gate;       /* (width or shared_width, dim) */
     struct weight   up;
@@ -172,7 +187,8 @@ struct buffers {
     struct tensor   h;          /* normed */
     struct tensor   q_a;
     struct tensor   q;
-    struct tensor   kv;         /* latent, rotated key */
+    struct tensor   k;          /* not rotated yet */
+    struct tensor   kv;         /* latent, rotated key; or keys, values */
     struct tensor   q_latent;   /* absorbed queries: a KV row a head */
     struct tensor   o_latent;   /* attention's output before w_uv */
     struct tensor   o;
@@ -226,6 +242,9 @@ const struct family *family_find(const char *model_type, struct err *e);
 
 extern const struct family family_deepseek_v2;
 extern const struct family family_deepseek_v3;
+extern const struct family family_qwen3_moe;
+extern const struct family family_olmoe;
+extern const struct family family_mixtral;
 
 
 /* model/config.c */

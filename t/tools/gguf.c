@@ -520,6 +520,10 @@ plan(struct weights *w, struct config *c, const char *dir, int64_t seed)
         die(dir, e.text);
     }
 
+    if (c->kv_lora == 0) {
+        die(dir, "expected a model with latent attention");
+    }
+
     struct weights_loader *l = weights_plan(w, b, c, f, &src, &e);
 
     if (l == NULL || make_rooms(l, &e) != 0) {

@@ -24,7 +24,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (DeepseekV2Config, DeepseekV2ForCausalLM,
-                          DeepseekV3Config, DeepseekV3ForCausalLM)
+                          DeepseekV3Config, DeepseekV3ForCausalLM,
+                          MixtralConfig, MixtralForCausalLM, OlmoeConfig,
+                          OlmoeForCausalLM, Qwen3MoeConfig,
+                          Qwen3MoeForCausalLM)
 
 OUT = os.path.join(os.path.dirname(__file__), "..", "data", "model")
 
@@ -46,6 +49,20 @@ V3 = dict(BASE, model_type="deepseek_v3",
           architectures=["DeepseekV3ForCausalLM"], scoring_func="sigmoid",
           topk_method="noaux_tc", norm_topk_prob=True, n_group=4,
           topk_group=2, q_lora_rank=20, routed_scaling_factor=2.5)
+
+# Grouped-query attention: heads are a multiple of 16 wide.
+GQA = dict(
+    vocab_size=128, hidden_size=32, num_hidden_layers=3,
+    num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+    num_experts_per_tok=3, hidden_act="silu", max_position_embeddings=4096,
+    rms_norm_eps=1e-6, tie_word_embeddings=False, rope_theta=1000000.0,
+    bos_token_id=0, eos_token_id=1)
+
+QWEN3 = dict(GQA, model_type="qwen3_moe",
+             architectures=["Qwen3MoeForCausalLM"], intermediate_size=56,
+             moe_intermediate_size=20, num_experts=8, norm_topk_prob=True,
+             decoder_sparse_step=1, mlp_only_layers=[], attention_bias=False,
+             use_sliding_window=False, sliding_window=None)
 
 
 def yarn(factor, mscale, **more):
@@ -126,15 +143,46 @@ MODELS = {
                  kv_lora_rank=19, q_lora_rank=13, qk_rope_head_dim=6,
                  qk_nope_head_dim=11, v_head_dim=7, moe_intermediate_size=9,
                  n_shared_experts=3), dict(n_tok=300)),
+    # Qwen3-30B-A3B: every layer has experts, weights add up to 1
+    "qwen3": (dict(QWEN3, torch_dtype="bfloat16"), dict(n_tok=600)),
+    # A dense layer by name and every other; tied, fused, YaRN, not normed; a
+    # head as wide as the residual stream is divided
+    "qwen3_mixed": ({k: v for k, v in
+                     dict(QWEN3, hidden_size=64, num_attention_heads=4,
+                          num_key_value_heads=4, num_hidden_layers=4,
+                          decoder_sparse_step=2, mlp_only_layers=[1],
+                          norm_topk_prob=False, tie_word_embeddings=True,
+                          rope_theta=10000,
+                          rope_scaling=dict(
+                              rope_type="yarn", factor=4.0,
+                              original_max_position_embeddings=64)).items()
+                     if k != "head_dim"}, dict(n_tok=300, fused=True)),
+    # OLMoE: the norms are of all heads
+    "olmoe": ({k: v for k, v in
+               dict(GQA, model_type="olmoe", hidden_size=64,
+                    architectures=["OlmoeForCausalLM"], intermediate_size=20,
+                    num_attention_heads=4, num_experts=8, clip_qkv=None,
+                    norm_topk_prob=False, rms_norm_eps=1e-5,
+                    attention_bias=False).items()
+               if k != "head_dim"}, dict(n_tok=300)),
+    # Mixtral: no norms, other names
+    "mixtral": (dict(GQA, model_type="mixtral", num_attention_heads=8,
+                     architectures=["MixtralForCausalLM"], num_hidden_layers=2,
+                     intermediate_size=36, num_local_experts=4,
+                     num_experts_per_tok=2, num_key_value_heads=1,
+                     sliding_window=None), dict(n_tok=300)),
 }
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
 def make_model(config):
-    cls = (DeepseekV2Config, DeepseekV2ForCausalLM)
-    if config["model_type"] != "deepseek_v2":
-        cls = (DeepseekV3Config, DeepseekV3ForCausalLM)
+    cls = {
+        "deepseek_v2": (DeepseekV2Config, DeepseekV2ForCausalLM),
+        "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+        "olmoe": (OlmoeConfig, OlmoeForCausalLM),
+        "mixtral": (MixtralConfig, MixtralForCausalLM),
+    }.get(config["model_type"], (DeepseekV3Config, DeepseekV3ForCausalLM))
     known = {k: v for k, v in config.items()
              if k not in ("model_type", "quantization_config", "torch_dtype",
                           "dtype")}
@@ -224,6 +272,10 @@ def disk_tensors(model, config, opt):
     out = {}
 
     def put(name, p):
+        if config["model_type"] == "mixtral":
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+            for ours, file in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+                name = name.replace(f".{ours}_proj.", f".{file}.")
         if name.endswith("e_score_correction_bias"):
             out[name] = p.clone()
         elif opt.get("fp8") and is_fp8(name) and p.dim() == 3:

@@ -21,7 +21,8 @@
 
 static const char *const names[] = {
     "v2_lite", "v2_groups", "v3", "moonlight", "kimi", "openseek", "v3_fp8",
-    "v31_ue8m0", "fused_fp8", "f16", "f32_halves", "mtp", "ties", "odd"
+    "v31_ue8m0", "fused_fp8", "f16", "f32_halves", "mtp", "ties", "odd",
+    "qwen3", "qwen3_mixed", "olmoe", "mixtral"
 };
 
 struct golden {

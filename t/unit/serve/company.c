@@ -2,7 +2,8 @@
  * D6, from requests to tokens: what a request is told, ids and logprobs bit for
  * bit, does not depend on who else runs, on how prompts are cut, on what the
  * prefix cache has, on threads, or on whether it had to give its pages back.
- * A tiny model with real weights, under the real scheduler, pages and sampler.
+ * Tiny models with real weights, of latent and of grouped-query attention,
+ * under the real scheduler, pages and sampler.
  */
 #include <assert.h>
 #include <string.h>
@@ -90,6 +91,7 @@ make_requests(void)
 
 /* -- an engine around a model that is kept --------------------------------- */
 
+static const char         *dir;
 static struct model       *models[3];   /* by threads */
 static struct serve_model  served = {
     .n_ctx_tok = N_CTX, .n_text = 128, .n_vocab = 128, .piece_bytes = 16
@@ -102,7 +104,7 @@ model_of(int n_threads)
 {
     struct err           e;
     struct model_options o = {
-        .dir = "t/data/model/v3", .backend = "cpu", .n_threads = n_threads,
+        .dir = dir, .backend = "cpu", .n_threads = n_threads,
         .max_batch_tok = 512, .max_batch_rows = 64, .random_seed = -1,
         .max_seqs = 8           /* 512 pages */
     };
@@ -187,9 +189,13 @@ alone(void **state)
 {
     static struct world w;
 
-    (void) state;
+    dir = *state;
+    model_free(models[1]);
+    model_free(models[2]);
+    models[1] = models[2] = NULL;
 
     served.model = model_of(1);
+    options.prefix_cache = 0;
     options.max_seqs = 2;
     options.max_batch_tok = 512;
     options.step_us = 100000;
@@ -280,8 +286,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(alone),
-        cmocka_unit_test(in_company),
+        { "alone, latent", alone, NULL, NULL, "t/data/model/v3" },
+        { "in_company, latent", in_company, NULL, NULL, NULL },
+        { "alone, grouped", alone, NULL, NULL, "t/data/model/qwen3" },
+        { "in_company, grouped", in_company, NULL, NULL, NULL }
     };
 
     rng_state = 7;
