@@ -187,5 +187,14 @@ main(int argc, char **argv)
         }
     }
     report();
+
+    for (int i = 0; i < n_clients; i++) {
+        close(clients[i].fd);
+    }
+
+    close(poller);
+    free(clients);
+    free(samples);
+
     return 0;
 }
