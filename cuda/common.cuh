@@ -277,8 +277,8 @@ void cuda_gather(struct backend *b, struct tensor y, struct tensor x,
 
 /* weight.cu */
 size_t cuda_weight_bytes(const struct weight *w);
-void cuda_weight_put(struct backend *b, const struct weight *w, uint32_t i,
-                     uint32_t row, uint32_t n_rows, const float *rows);
+int cuda_weight_put(struct backend *b, const struct weight *w, uint32_t i,
+                    uint32_t row, uint32_t n_rows, const float *rows);
 int cuda_uploads_open(struct cuda *c, struct err *e);
 void cuda_uploads_wait(struct cuda *c);
 void cuda_uploads_close(struct cuda *c);

@@ -52,7 +52,9 @@ cuda_weight_bytes(const struct weight *w)
 {
     size_t n = cuda_div_up(w->n_out, stripe_rows(w)) * stripe_bytes(w);
 
-    if (w->dtype == DTYPE_INT8 || w->dtype == DTYPE_INT4) {
+    if (w->dtype == DTYPE_INT8 || w->dtype == DTYPE_INT4
+        || w->dtype == DTYPE_TIGHT)
+    {
         return 0;
     }
 
@@ -232,7 +234,7 @@ upload_give(struct upload *u)
 }
 
 
-void
+int
 cuda_weight_put(struct backend *b, const struct weight *w, uint32_t i,
                 uint32_t row, uint32_t n_rows, const float *rows)
 {
@@ -277,6 +279,8 @@ cuda_weight_put(struct backend *b, const struct weight *w, uint32_t i,
 
     upload_give(u);
     __atomic_store_n(&c->loading, 1, __ATOMIC_RELAXED);
+
+    return 0;
 }
 
 

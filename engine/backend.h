@@ -29,7 +29,9 @@ enum dtype {
     /* Of weights alone: a scale and a few bits an element. */
     DTYPE_INT8 = 2,
     DTYPE_INT4 = 3,
-    DTYPE_FP8 = 4               /* e4m3, a scale to 128 columns of a row */
+    DTYPE_FP8 = 4,              /* e4m3, a scale to 128 columns of a row */
+    /* Of weights alone: BF16 exactly, in fewer bits. */
+    DTYPE_TIGHT = 5
 };
 
 static inline int
@@ -247,8 +249,9 @@ struct backend_ops {
     size_t   (*weight_bytes)(const struct weight *w);
     /* Rounds and stores rows [row, row + n_rows) of matrix i; row and n_rows
      * are multiples of 16 save at the matrix's end.  Of other rows other
-     * threads may do the same. */
-    void     (*weight_put)(struct backend *b, const struct weight *w,
+     * threads may do the same.  -1: DTYPE_TIGHT cannot hold them, and the
+     * weight is to be put as BF16; 64 bytes of 0 never begin one that can. */
+    int      (*weight_put)(struct backend *b, const struct weight *w,
                            uint32_t i, uint32_t row, uint32_t n_rows,
                            const float *rows);
     /* Brings the memory of w to where it will be read, before anything is

@@ -17,6 +17,7 @@
 #define AMX_STORE       _tile_stored
 #define AMX_DOT_BF16    _tile_dpbf16ps
 #define AMX_DOT_BYTES   _tile_dpbsud
+#define AMX_EXPAND      expand_avx512
 #endif
 
 #define AMX_LINE        64          /* bytes of a register's row */

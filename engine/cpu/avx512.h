@@ -11,6 +11,10 @@
 void bf16_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                  uint32_t row0, uint32_t row1);
 
+/* Columns of a tile of tight weights as BF16: expand.h. */
+void expand_avx512(uint8_t *to, const uint8_t *tile, uint32_t n_in,
+                   uint32_t col, uint32_t n_cols);
+
 /* For weights of 8 and 4 bits: x is rounded to 8 bits. */
 void vnni_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                  uint32_t row0, uint32_t row1);

@@ -111,18 +111,12 @@ fill_up(uint8_t *to, const uint8_t *w, uint32_t n_pairs)
 
 
 INLINE void
-steps(const struct linear *a, const struct panel *p, struct sums *s,
-      uint32_t tile, uint32_t row, int R, int M)
+steps(const struct panel *p, struct sums *s, const uint8_t *const *from,
+      uint32_t row, int R, int M)
 {
     _Alignas(64) uint8_t last[2][STEP_PAIRS * AMX_LINE];
-    size_t               n_bytes = tile_bytes(DTYPE_BF16, a->n_in);
-    const uint8_t       *w[2];
+    const uint8_t       *w[2] = { from[0], from[1] };
     uint32_t             i = 0;
-
-    for (int r = 0; r < R; r++) {
-        w[r] = a->w + n_bytes * (tile + (uint32_t) r)
-               + (size_t) p->pair * AMX_LINE;
-    }
 
     AMX_LOAD(0, s->at[0][0], AMX_LINE);
     AMX_LOAD(1, s->at[0][1], AMX_LINE);
@@ -153,10 +147,10 @@ steps(const struct linear *a, const struct panel *p, struct sums *s,
 }
 
 
-/* R tiles by up to 32 rows. */
+/* R tiles, whose weights of this block are at w, by up to 32 rows. */
 static void
-block_run(const struct linear *a, const struct panel *p, uint32_t tile,
-          uint32_t row, uint32_t R)
+block_run(const struct linear *a, const struct panel *p,
+          const uint8_t *const *w, uint32_t tile, uint32_t row, uint32_t R)
 {
     struct sums s = { 0 };
     int         go_on = a->add || p->pair != 0, two = row + 16 < p->n_rows;
@@ -167,17 +161,42 @@ block_run(const struct linear *a, const struct panel *p, uint32_t tile,
     }
 
     if (R == 2) {
-        two ? steps(a, p, &s, tile, row, 2, 2)
-            : steps(a, p, &s, tile, row, 2, 1);
+        two ? steps(p, &s, w, row, 2, 2) : steps(p, &s, w, row, 2, 1);
 
     } else {
-        two ? steps(a, p, &s, tile, row, 1, 2)
-            : steps(a, p, &s, tile, row, 1, 1);
+        two ? steps(p, &s, w, row, 1, 2) : steps(p, &s, w, row, 1, 1);
     }
 
     for (uint32_t r = 0; r < R; r++) {
         move(a, p, s.at[r][0], tile + r, row, 1);
         move(a, p, s.at[r][1], tile + r, row + 16, 1);
+    }
+}
+
+
+/* R tiles by all rows of the panel.  Tight weights are made BF16 first. */
+static void
+tiles_run(const struct linear *a, const struct panel *p, uint32_t tile,
+          uint32_t R)
+{
+    _Alignas(64) uint8_t room[2][BLOCK_PAIRS * AMX_LINE];
+    size_t               n_bytes = tile_bytes(a->dtype, a->n_in);
+    const uint8_t       *w[2] = { NULL };
+
+    for (uint32_t r = 0; r < R; r++) {
+        const uint8_t *from = a->w + n_bytes * (tile + r);
+
+        if (a->dtype == DTYPE_TIGHT) {
+            AMX_EXPAND(room[r], from, a->n_in, 2 * p->pair, 2 * p->n_pairs);
+            w[r] = room[r];
+
+        } else {
+            w[r] = from + (size_t) p->pair * AMX_LINE;
+        }
+    }
+
+    for (uint32_t row = 0; row < p->n_rows; row += 32) {
+        block_run(a, p, w, tile, row, R);
     }
 }
 
@@ -200,9 +219,7 @@ amx_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
             panel_fill(&p, a);
 
             for (uint32_t tile = tile0; tile < tile1; tile += 2) {
-                for (uint32_t row = 0; row < p.n_rows; row += 32) {
-                    block_run(a, &p, tile, row, tile + 2 <= tile1 ? 2 : 1);
-                }
+                tiles_run(a, &p, tile, tile + 2 <= tile1 ? 2 : 1);
             }
         }
     }

@@ -12,11 +12,14 @@
  * of W is used 12 times for one load, with few rows the weights stream past
  * and the rows stay in L1.  Where rows make several parts, two tiles of a block
  * (16 KiB) stay in L1 too, and its first parts ask for the next block's.
+ *
+ * Tight weights (tight.h) become BF16 on their way: with few rows in registers,
+ * else a block at a time, in L1.  From then on the products are the same ones.
  */
-#include <immintrin.h>
+#include "cpu/vec_avx512.h"
 
-#include "cpu/cpu.h"
 #include "cpu/avx512.h"
+#include "cpu/expand.h"
 
 #define INLINE          static inline __attribute__((always_inline))
 
@@ -30,8 +33,14 @@
 #define T_STREAM        6
 #define AHEAD_PAIRS     16
 
+/* Of tight weights. */
+#define BLOCK_STEPS     (BLOCK_PAIRS * 2 / TIGHT_COLS)
+#define AHEAD_STEPS     8
+#define FEW_PAIRS       32
+
 struct block {
     const uint8_t  *w;          /* first tile's pairs of this block */
+    const uint8_t  *head;       /* of tight weights: first tile's */
     size_t          w_tile;     /* bytes from tile to tile */
     const uint8_t  *ask[4];     /* weights to be asked for, of R tiles */
     size_t          step[4];    /* on to the next; 0: nothing is */
@@ -60,10 +69,8 @@ tile_mask(const struct block *b, int r)
 
 
 INLINE void
-block_run(const struct block *b, int R, int T)
+sums_begin(const struct block *b, __m512 (*sum)[T_MAX], int R, int T)
 {
-    __m512 sum[4][T_MAX];
-
 #pragma GCC unroll 12
     for (int t = 0; t < T; t++) {
 #pragma GCC unroll 4
@@ -74,6 +81,29 @@ block_run(const struct block *b, int R, int T)
                                  : _mm512_setzero_ps();
         }
     }
+}
+
+
+INLINE void
+sums_end(const struct block *b, __m512 (*sum)[T_MAX], int R, int T)
+{
+#pragma GCC unroll 12
+    for (int t = 0; t < T; t++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            _mm512_mask_storeu_ps(b->y + b->y_stride * (size_t) t + r * TILE,
+                                  tile_mask(b, r), sum[r][t]);
+        }
+    }
+}
+
+
+INLINE void
+block_run(const struct block *b, int R, int T)
+{
+    __m512 sum[4][T_MAX];
+
+    sums_begin(b, sum, R, T);
 
     for (size_t i = 0; i < b->n_pairs; i++) {
         __m512bh w[4];
@@ -100,14 +130,59 @@ block_run(const struct block *b, int R, int T)
         }
     }
 
-#pragma GCC unroll 12
-    for (int t = 0; t < T; t++) {
+    sums_end(b, sum, R, T);
+}
+
+
+/* sum + w x, a pair of x for all lanes.  Left to itself GCC keeps the pairs of
+ * x in registers from tile to tile, and sums on the stack. */
+INLINE __m512
+dot(__m512 sum, __m512i w, const uint32_t *x)
+{
+    __asm__ ("vdpbf16ps %2%{1to16%}, %1, %0" : "+v" (sum) : "v" (w), "m" (*x));
+
+    return sum;
+}
+
+
+/* The same from tight weights without exceptions; n_pairs is of whole steps,
+ * and w and ask are steps. */
+INLINE void
+tight_run(const struct block *b, int R, int T)
+{
+    __m512  sum[4][T_MAX];
+    __m512i table[4];
+
+    sums_begin(b, sum, R, T);
+
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+        table[r] = vec_tight_table(b->head + b->w_tile * (size_t) r);
+    }
+
+    for (size_t i = 0, at = 0; i < b->n_pairs; i += 4, at += TIGHT_STEP) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            _mm512_mask_storeu_ps(b->y + b->y_stride * (size_t) t + r * TILE,
-                                  tile_mask(b, r), sum[r][t]);
+            const char *ask = (const char *) b->ask[r] + at;
+            __m512i     w[4];
+
+            vec_tight(w, b->w + b->w_tile * (size_t) r + at, table[r]);
+            _mm_prefetch(ask, _MM_HINT_T0);
+            _mm_prefetch(ask + 64, _MM_HINT_T0);
+            _mm_prefetch(ask + 128, _MM_HINT_T0);
+
+#pragma GCC unroll 12
+            for (int t = 0; t < T; t++) {
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++) {
+                    sum[r][t] = dot(sum[r][t], w[k], &b->x[(size_t) t
+                                              * PANEL_STRIDE + i + (size_t) k]);
+                }
+            }
         }
     }
+
+    sums_end(b, sum, R, T);
 }
 
 
@@ -120,12 +195,21 @@ BLOCK(2, 12)
 BLOCK(1, 1) BLOCK(1, 2) BLOCK(1, 3) BLOCK(1, 4) BLOCK(1, 5) BLOCK(1, 6)
 BLOCK(1, 7) BLOCK(1, 8) BLOCK(1, 9) BLOCK(1, 10) BLOCK(1, 11) BLOCK(1, 12)
 
+#define TIGHT(T)        static void tight_4_##T(const struct block *b)       \
+                        { tight_run(b, 4, T); }
+
+TIGHT(1) TIGHT(2) TIGHT(3) TIGHT(4) TIGHT(5) TIGHT(6)
+
 /* By T.  R * T sums, R weights and an element of x fit 32 registers; rows that
  * make several parts make none below 6. */
 typedef void (*block_fn)(const struct block *b);
 
 static const block_fn block_4[T_MAX + 1] = {
     NULL, block_4_1, block_4_2, block_4_3, block_4_4, block_4_5, block_4_6
+};
+
+static const block_fn tight_4[T_MAX + 1] = {
+    NULL, tight_4_1, tight_4_2, tight_4_3, tight_4_4, tight_4_5, tight_4_6
 };
 
 static const block_fn block_2[T_MAX + 1] = {
@@ -185,11 +269,20 @@ panel_fill(struct panel *p, const struct linear *a)
 }
 
 
+/* The weights to be asked for, of each tile. */
+struct next {
+    const uint8_t  *w;
+    size_t          w_tile;     /* bytes from tile to tile */
+    size_t          step;       /* bytes a pair */
+};
+
+
 /* One block of columns for all rows, in parts of nearly equal size.  One part
  * asks for the next weights of all tiles; of several the first does for those
  * of one tile, the second for the other's. */
 static void
-run_rows(struct block b, uint32_t n, const uint8_t *next, const block_fn *run)
+run_rows(struct block b, uint32_t n, const struct next *next,
+         const block_fn *run)
 {
     uint32_t n_parts = (n + T_MAX - 1) / T_MAX, done = 0;
 
@@ -197,8 +290,8 @@ run_rows(struct block b, uint32_t n, const uint8_t *next, const block_fn *run)
         uint32_t T = n * i / n_parts - done;
 
         for (uint32_t r = 0; r < 4; r++) {
-            b.ask[r] = next + b.w_tile * r;
-            b.step[r] = n_parts == 1 || i == r + 1 ? TILE * 4 : 0;
+            b.ask[r] = next->w + next->w_tile * r;
+            b.step[r] = n_parts == 1 || i == r + 1 ? next->step : 0;
         }
 
         run[T](&b);
@@ -238,8 +331,155 @@ panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
         b.x = p->x + (size_t) (at / BLOCK_PAIRS) * p->n_rows * PANEL_STRIDE
               + in_block;
         b.go_on = a->add || p->col != 0 || at != 0;
-        run_rows(b, p->n_rows, left > ahead ? b.w + ahead * TILE * 4
-                                            : w + b.w_tile * R, run);
+
+        struct next next = {
+            left > ahead ? b.w + ahead * TILE * 4 : w + b.w_tile * R,
+            b.w_tile, TILE * 4
+        };
+
+        run_rows(b, p->n_rows, &next, run);
+    }
+}
+
+
+/* The same of tight weights, a block of which is made BF16 first. */
+static void
+panel_run_tight(const struct panel *p, const struct linear *a, uint32_t tile,
+                uint32_t R, const block_fn *run)
+{
+    _Alignas(64) uint8_t w[2 * BLOCK_PAIRS * TILE * 4];
+
+    size_t         w_tile = tight_bytes(a->n_in);
+    const uint8_t *from = a->w + w_tile * tile;
+    uint32_t       n_pairs = (p->n_cols + 1) / 2;
+    uint32_t       most = p->n_rows <= T_MAX ? FEW_PAIRS : BLOCK_PAIRS;
+    struct block   b = {
+        .w = w,
+        .w_tile = most * TILE * 4,
+        .n_out = a->n_out - tile * TILE,
+        .y = a->y + a->y_stride * p->row + tile * TILE,
+        .y_stride = a->y_stride
+    };
+
+    for (uint32_t at = 0; at < n_pairs; at += b.n_pairs) {
+        uint32_t col = p->col + 2 * at, left = n_pairs - at;
+
+        b.n_pairs = left < most ? left : most;
+
+        for (uint32_t r = 0; r < R; r++) {
+            expand(w + b.w_tile * r, from + w_tile * r, a->n_in, col,
+                   2 * b.n_pairs);
+        }
+
+        struct next next = { from + tight_head(a->n_in), w_tile,
+                             TIGHT_STEP / (TIGHT_COLS / 2) };
+
+        next.w += left > most ? (size_t) (col + 2 * most) / TIGHT_COLS
+                                * TIGHT_STEP : w_tile * R;
+        b.x = p->x + (size_t) (at / BLOCK_PAIRS) * p->n_rows * PANEL_STRIDE
+              + at % BLOCK_PAIRS;
+        b.go_on = a->add || col != 0;
+        run_rows(b, p->n_rows, &next, run);
+    }
+}
+
+
+/* The first step from `step` on in which one of four tiles has an exception. */
+static uint32_t
+step_of_exception(const uint8_t *tile, size_t w_tile, uint32_t step)
+{
+    uint32_t first = UINT32_MAX;
+
+    for (uint32_t r = 0; r < 4; r++) {
+        uint32_t at, i = 0;
+
+        do {
+            at = (tight_exception(tile + w_tile * r, i++) >> 8)
+                 / (TIGHT_COLS * TILE);
+        } while (at < step);
+
+        first = at < first ? at : first;
+    }
+
+    return first;
+}
+
+
+static uint32_t
+least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+
+/* One step of four tiles, made BF16 with its exceptions, or not whole. */
+static void
+run_step(struct block b, const struct linear *a, uint32_t col, block_fn run)
+{
+    _Alignas(64) uint8_t w[4][TIGHT_COLS * TILE * 2];
+
+    b.n_pairs = (least(a->n_in - col, TIGHT_COLS) + 1) / 2;
+
+    for (uint32_t r = 0; r < 4; r++) {
+        expand(w[r], b.head + b.w_tile * r, a->n_in, col, 2 * b.n_pairs);
+        b.ask[r] = w[r];
+        b.step[r] = 0;
+    }
+
+    b.w = w[0];
+    b.w_tile = sizeof(w[0]);
+    run(&b);
+}
+
+
+/* Tight weights of four tiles and few rows, which pass once: they are made
+ * BF16 in registers. */
+static void
+panel_run_few(const struct panel *p, const struct linear *a, uint32_t tile)
+{
+    size_t       w_tile = tight_bytes(a->n_in);
+    uint32_t     first = p->col / TIGHT_COLS, odd = 0, n;
+    uint32_t     whole = first + p->n_cols / TIGHT_COLS;
+    uint32_t     end = first + tight_steps(p->n_cols);
+    struct block b = {
+        .head = a->w + w_tile * tile,
+        .w_tile = w_tile,
+        .n_out = a->n_out - tile * TILE,
+        .y = a->y + a->y_stride * p->row + tile * TILE,
+        .y_stride = a->y_stride
+    };
+
+    for (uint32_t step = first; step < end; step += n) {
+        uint32_t at = step - first, in_block = at % BLOCK_STEPS;
+
+        if (at == 0 || step > odd) {
+            odd = least(step_of_exception(b.head, w_tile, step), whole);
+        }
+
+        b.x = p->x + (size_t) (at / BLOCK_STEPS) * p->n_rows * PANEL_STRIDE
+              + in_block * (TIGHT_COLS / 2);
+        b.go_on = a->add || step != 0;
+
+        if (step == odd) {
+            n = 1;
+            run_step(b, a, step * TIGHT_COLS, block_4[p->n_rows]);
+            continue;
+        }
+
+        int            last = end - step <= AHEAD_STEPS;
+        const uint8_t *steps = b.head + tight_head(a->n_in);
+
+        n = least(odd - step, BLOCK_STEPS - in_block);
+        n = last ? n : least(n, end - step - AHEAD_STEPS);
+        b.n_pairs = n * (TIGHT_COLS / 2);
+        b.w = steps + (size_t) step * TIGHT_STEP;
+
+        for (uint32_t r = 0; r < 4; r++) {
+            b.ask[r] = w_tile * r + (last ? steps + w_tile * 4
+                                     : b.w + AHEAD_STEPS * TIGHT_STEP);
+        }
+
+        tight_4[p->n_rows](&b);
     }
 }
 
@@ -250,13 +490,19 @@ panel_run_tiles(const struct panel *p, const struct linear *a, uint32_t tile0,
 {
     uint32_t        R = p->n_rows <= T_STREAM ? 4 : 2, tile = tile0;
     const block_fn *many = R == 4 ? block_4 : block_2;
+    int             tight = a->dtype == DTYPE_TIGHT;
 
     for ( ; tile + R <= tile1; tile += R) {
-        panel_run(p, a, tile, R, many);
+        if (tight && R == 4) {
+            panel_run_few(p, a, tile);
+
+        } else {
+            (tight ? panel_run_tight : panel_run)(p, a, tile, R, many);
+        }
     }
 
     for ( ; tile < tile1; tile++) {
-        panel_run(p, a, tile, 1, block_1);
+        (tight ? panel_run_tight : panel_run)(p, a, tile, 1, block_1);
     }
 }
 

@@ -197,27 +197,20 @@ op_weight_bytes(const struct weight *w)
 }
 
 
-static void
-op_weight_put(struct backend *b, const struct weight *w, uint32_t i,
-              uint32_t row, uint32_t n_rows, const float *rows)
+/* Up to 16 rows as tile `tile` of a matrix.  -1: as backend.h has it. */
+static int
+put_tile(uint8_t *tile, const struct weight *w, const float *rows,
+         uint32_t n_rows)
 {
-    const struct place *p = pool_place(cpu_of(b)->pool);
-    uint32_t            from = 0, to = 0;
-    uint8_t            *m = NULL;
+    if (w->dtype == DTYPE_TIGHT) {
+        return tight_put(tile, rows, n_rows, w->n_in);
+    }
 
-    for (uint32_t r = 0, node = 0; r < n_rows; r++) {
-        while ((row + r) / TILE >= to) {
-            place_part(p, n_tiles(w->n_out), (int) node, &from, &to);
-            m = (uint8_t *) cpu_tiles(cpu_of(b), w, i, (int) node++);
-        }
-
-        uint8_t     *tile = m + (row + r) / TILE
-                            * tile_bytes(w->dtype, w->n_in);
-        size_t       lane = (row + r) % TILE;
-        const float *x = rows + (size_t) r * w->n_in;
+    for (uint32_t lane = 0; lane < n_rows; lane++) {
+        const float *x = rows + (size_t) lane * w->n_in;
 
         if (dtype_is_quant(w->dtype)) {
-            quant_put(tile, w->dtype, (uint32_t) lane, x, w->n_in);
+            quant_put(tile, w->dtype, lane, x, w->n_in);
 
         } else if (w->dtype == DTYPE_F32) {
             float *to = (float *) (void *) tile + lane;
@@ -234,6 +227,36 @@ op_weight_put(struct backend *b, const struct weight *w, uint32_t i,
             }
         }
     }
+
+    return 0;
+}
+
+
+static int
+op_weight_put(struct backend *b, const struct weight *w, uint32_t i,
+              uint32_t row, uint32_t n_rows, const float *rows)
+{
+    const struct place *p = pool_place(cpu_of(b)->pool);
+    uint32_t            from = 0, to = 0;
+    uint8_t            *m = NULL;
+
+    for (uint32_t r = 0, node = 0; r < n_rows; r += TILE) {
+        uint32_t tile = (row + r) / TILE;
+
+        while (tile >= to) {
+            place_part(p, n_tiles(w->n_out), (int) node, &from, &to);
+            m = (uint8_t *) cpu_tiles(cpu_of(b), w, i, (int) node++);
+        }
+
+        if (put_tile(m + tile * tile_bytes(w->dtype, w->n_in), w,
+                     rows + (size_t) r * w->n_in,
+                     n_rows - r < TILE ? n_rows - r : TILE) != 0)
+        {
+            return -1;
+        }
+    }
+
+    return 0;
 }
 
 

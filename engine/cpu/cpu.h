@@ -10,6 +10,7 @@
  *   bf16   ((tile), ceil(n_in / 2), 16, 2)   the pair of columns 2k, 2k + 1
  *   f32    ((tile), n_in, 16)
  *   int8, int4: quant.h
+ *   tight: tight.h, bf16 of which kernels make tiles of bf16 in their cache
  * so that a vector holds one column of 16 outputs, whose sums then need no
  * adding across lanes, and bf16 is what the dot-product instructions take.
  * Rows beyond n_out and an odd last column are 0.
@@ -26,6 +27,7 @@
 #include "backend.h"
 #include "cpu/quant.h"
 #include "cpu/threads.h"
+#include "cpu/tight.h"
 
 #define TILE            16
 
@@ -106,6 +108,7 @@ static inline size_t
 tile_bytes(enum dtype t, uint32_t n_in)
 {
     return dtype_is_quant(t) ? quant_runs(n_in) * quant_run_bytes(t)
+           : t == DTYPE_TIGHT ? tight_bytes(n_in)
            : t == DTYPE_F32 ? (size_t) n_in * TILE * 4
                             : ((size_t) n_in + 1) / 2 * TILE * 4;
 }
@@ -145,6 +148,10 @@ tile_get(const uint8_t *w, enum dtype t, uint32_t n_in, uint32_t row,
 
     if (dtype_is_quant(t)) {
         return quant_get(tile, t, row % TILE, col);
+    }
+
+    if (t == DTYPE_TIGHT) {
+        return bf16_to_f32(tight_get(tile, n_in, row % TILE, col));
     }
 
     if (t == DTYPE_F32) {

@@ -14,8 +14,9 @@ static void
 linear(const struct linear *a, uint32_t tile0, uint32_t tile1, uint32_t row0,
        uint32_t row1)
 {
-    (dtype_is_quant(a->dtype) ? bytes_linear : fast_linear)(a, tile0, tile1,
-                                                            row0, row1);
+    (dtype_is_quant(a->dtype) ? bytes_linear
+     : a->dtype == DTYPE_TIGHT ? fast_tight : fast_linear)(a, tile0, tile1,
+                                                           row0, row1);
 }
 
 

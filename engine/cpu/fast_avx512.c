@@ -11,12 +11,21 @@
 #include "cpu/fast_attend.h"
 
 
+void
+expand_avx512(uint8_t *to, const uint8_t *tile, uint32_t n_in, uint32_t col,
+              uint32_t n_cols)
+{
+    expand(to, tile, n_in, col, n_cols);
+}
+
+
 static void
 linear(const struct linear *a, uint32_t tile0, uint32_t tile1, uint32_t row0,
        uint32_t row1)
 {
-    (dtype_is_quant(a->dtype) ? bytes_linear : fast_linear)(a, tile0, tile1,
-                                                            row0, row1);
+    (dtype_is_quant(a->dtype) ? bytes_linear
+     : a->dtype == DTYPE_TIGHT ? fast_tight : fast_linear)(a, tile0, tile1,
+                                                           row0, row1);
 }
 
 
@@ -24,8 +33,8 @@ static void
 linear_vnni(const struct linear *a, uint32_t tile0, uint32_t tile1,
             uint32_t row0, uint32_t row1)
 {
-    (dtype_is_quant(a->dtype) ? vnni_linear : fast_linear)(a, tile0, tile1,
-                                                           row0, row1);
+    (dtype_is_quant(a->dtype) ? vnni_linear : linear)(a, tile0, tile1, row0,
+                                                      row1);
 }
 
 
@@ -33,8 +42,9 @@ static void
 linear_bf16(const struct linear *a, uint32_t tile0, uint32_t tile1,
             uint32_t row0, uint32_t row1)
 {
-    (a->dtype == DTYPE_BF16 ? bf16_linear : linear_vnni)(a, tile0, tile1,
-                                                         row0, row1);
+    int bf16 = a->dtype == DTYPE_BF16 || a->dtype == DTYPE_TIGHT;
+
+    (bf16 ? bf16_linear : linear_vnni)(a, tile0, tile1, row0, row1);
 }
 
 
@@ -42,9 +52,10 @@ static void
 linear_amx(const struct linear *a, uint32_t tile0, uint32_t tile1,
            uint32_t row0, uint32_t row1)
 {
+    int bf16 = a->dtype == DTYPE_BF16 || a->dtype == DTYPE_TIGHT;
     int many = row1 - row0 >= 16 && a->dtype == DTYPE_INT8;
 
-    (a->dtype == DTYPE_BF16 ? amx_linear
+    (bf16 ? amx_linear
      : many ? amx_bytes_linear : linear_vnni)(a, tile0, tile1, row0, row1);
 }
 

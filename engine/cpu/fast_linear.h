@@ -10,6 +10,8 @@
  * once, over R = 4 tiles, four streams and enough chains to hide the latency of
  * the additions.
  */
+#include "cpu/expand.h"
+
 #define VECS            (TILE / VEC_N)      /* vectors to a tile */
 #define INLINE          static inline __attribute__((always_inline))
 
@@ -31,6 +33,10 @@
 #define T_STREAM        4
 #endif
 #define AHEAD           1024        /* bytes */
+
+/* A block of tight weights: 16 KiB. */
+#define TIGHT_TILES     4
+#define TIGHT_COLS_MOST 128
 
 struct block {
     const uint8_t *w[4];        /* tiles, from the first column on */
@@ -297,6 +303,40 @@ fast_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
 
             (tile + R_MANY <= tile1 ? tiles_many : tiles_one)(a, tile, row0,
                                                               row1, col, n);
+        }
+    }
+}
+
+
+/* The same with tight weights, of which a block is made BF16 for all rows. */
+static void
+fast_tight(const struct linear *a, uint32_t tile0, uint32_t tile1,
+           uint32_t row0, uint32_t row1)
+{
+    _Alignas(64) uint8_t w[TIGHT_TILES * TIGHT_COLS_MOST * TILE * 2];
+
+    for (uint32_t tile = tile0; tile < tile1; tile += TIGHT_TILES) {
+        uint32_t n = tile1 - tile < TIGHT_TILES ? tile1 - tile : TIGHT_TILES;
+
+        for (uint32_t col = 0; col < a->n_in; col += TIGHT_COLS_MOST) {
+            struct linear b = *a;
+
+            b.dtype = DTYPE_BF16;
+            b.w = w;
+            b.n_in = a->n_in - col < TIGHT_COLS_MOST ? a->n_in - col
+                                                     : TIGHT_COLS_MOST;
+            b.n_out = a->n_out - tile * TILE;
+            b.x = a->x + col;
+            b.y = a->y + tile * TILE;
+            b.add = a->add || col != 0;
+
+            for (uint32_t r = 0; r < n; r++) {
+                expand(w + tile_bytes(DTYPE_BF16, b.n_in) * r,
+                       a->w + tight_bytes(a->n_in) * (tile + r), a->n_in,
+                       col, b.n_in);
+            }
+
+            fast_linear(&b, 0, n, row0, row1);
         }
     }
 }

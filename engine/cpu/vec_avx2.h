@@ -71,6 +71,34 @@ static inline vec vec_cross(vec v)
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
 }
 
+/* A step of tight weights (tight.h), given the tile's head, as BF16. */
+static inline void vec_expand(uint8_t *to, const uint8_t *step,
+                              const uint8_t *head)
+{
+    __m256i table = _mm256_broadcastsi128_si256(
+                        _mm_loadu_si128((const __m128i *) (const void *)
+                                        head));
+    __m256i half = _mm256_set1_epi8(15);
+
+    for (int v = 0; v < 64; v += 32) {
+        __m256i codes = _mm256_loadu_si256((const __m256i *) (const void *)
+                                           (step + 128 + v));
+
+        for (int i = 0; i < 2; i++) {
+            __m256i lower = _mm256_loadu_si256((const __m256i *)
+                                (const void *) (step + i * 64 + v));
+            __m256i upper = _mm256_shuffle_epi8(
+                                table, _mm256_and_si256(codes, half));
+            void   *at = to + i * 128 + v;
+
+            _mm256_storeu_si256(at, _mm256_unpacklo_epi8(lower, upper));
+            at = to + i * 128 + 64 + v;
+            _mm256_storeu_si256(at, _mm256_unpackhi_epi8(lower, upper));
+            codes = _mm256_srli_epi16(codes, 4);
+        }
+    }
+}
+
 /* The even numbers of a and b in a row, and the odd; and back. */
 static inline void vec_split(vec a, vec b, vec *even, vec *odd)
 {

@@ -61,6 +61,43 @@ static inline void vec_load_pairs(const uint8_t *p, vec *even, vec *odd)
                _mm512_and_si512(h, _mm512_set1_epi32((int) 0xffff0000)));
 }
 
+/* The upper bytes that codes of tight weights stand for, by a tile's head. */
+static inline __m512i vec_tight_table(const uint8_t *head)
+{
+    return _mm512_broadcast_i32x4(
+               _mm_loadu_si128((const __m128i *) (const void *) head));
+}
+
+/* A step of tight weights (tight.h): four pairs of BF16 of 16 rows. */
+static inline void vec_tight(__m512i *pairs, const uint8_t *step,
+                             __m512i table)
+{
+    __m512i half = _mm512_set1_epi8(15);
+    __m512i codes = _mm512_loadu_si512(step + 128);
+
+    for (int i = 0; i < 2; i++) {
+        __m512i lower = _mm512_loadu_si512(step + i * 64);
+        __m512i upper = _mm512_shuffle_epi8(table,
+                                            _mm512_and_si512(codes, half));
+
+        pairs[2 * i] = _mm512_unpacklo_epi8(lower, upper);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi8(lower, upper);
+        codes = _mm512_srli_epi16(codes, 4);
+    }
+}
+
+static inline void vec_expand(uint8_t *to, const uint8_t *step,
+                              const uint8_t *head)
+{
+    __m512i pairs[4];
+
+    vec_tight(pairs, step, vec_tight_table(head));
+
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(to + i * 64, pairs[i]);
+    }
+}
+
 /* The even numbers of a and b in a row, and the odd; and back. */
 static inline void vec_split(vec a, vec b, vec *even, vec *odd)
 {

@@ -249,6 +249,7 @@ main(void)
     bench_mla(b, f32);
     bench_product(b, DTYPE_F32, "f32", read, f32);
     bench_product(b, DTYPE_BF16, "bf16", read, bf16 > f32 ? bf16 : f32);
+    bench_product(b, DTYPE_TIGHT, "tight", read, bf16 > f32 ? bf16 : f32);
     bench_product(b, DTYPE_INT8, "int8", read, int8 > f32 ? int8 : f32);
     bench_product(b, DTYPE_INT4, "int4", read, int8 > f32 ? int8 : f32);
 

@@ -88,6 +88,16 @@ check_shape(struct backend *ref, uint32_t n_out, uint32_t n_in, enum kind kind)
                      (size_t) n_rows[i] * n_out);
     }
 
+    /* Tight weights are the same weights. */
+    struct weight tight = weight_make(ref, DTYPE_TIGHT, 1, n_out, n_in, w);
+
+    memset(packed, 0xff, sizeof(packed));
+    memcpy(packed, tight.data, ref->ops->weight_bytes(&tight));
+    a.dtype = DTYPE_TIGHT;
+    emulated_linear(&a, 0, n_tiles(n_out), 0, ROWS_MAX);
+    compare_bits("tight", got, part, n);
+    weight_drop(ref, &tight);
+
     /* Rows in another order, added to 0. */
     memset(part, 0, sizeof(part));
     a.x_rows = back;

@@ -107,6 +107,20 @@ amx_dot_bytes(int sum, int x, int w)
     }
 }
 
+/* Columns of a tile of tight weights as pairs of BF16. */
+static inline void
+amx_expand(uint8_t *to, const uint8_t *tile, uint32_t n_in, uint32_t col,
+           uint32_t n_cols)
+{
+    for (uint32_t c = 0; c < n_cols; c++) {
+        for (uint32_t r = 0; r < 16; r++) {
+            uint16_t h = tight_get(tile, n_in, r, col + c);
+
+            memcpy(to + (c / 2 * 16 + r) * 4 + c % 2 * 2, &h, 2);
+        }
+    }
+}
+
 #define AMX_CONFIG(c)           amx_config((const uint8_t *) (c))
 #define AMX_RELEASE()           amx_release()
 #define AMX_LOAD(i, p, n)       amx_load(i, (const uint8_t *) (p), n)
@@ -114,5 +128,7 @@ amx_dot_bytes(int sum, int x, int w)
 #define AMX_ZERO(i)             memset(amx.at[i], 0, sizeof(amx.at[i]))
 #define AMX_DOT_BF16(sum, x, w)     amx_dot_bf16(sum, x, w)
 #define AMX_DOT_BYTES(sum, x, w)    amx_dot_bytes(sum, x, w)
+#define AMX_EXPAND(to, tile, n_in, col, n)                                   \
+    amx_expand((uint8_t *) (to), tile, n_in, col, n)
 
 #endif /* KERNEL_AMX_H */

@@ -35,7 +35,12 @@ static const struct {
     { "cpu:avx512bf16", "avx512bf16_int4", DTYPE_INT4, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_f32", DTYPE_F32, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_bf16", DTYPE_BF16, 1e-5 },
+    { "cpu:avx2", "avx2_tight", DTYPE_TIGHT, 1e-5 },
+    { "cpu:avx512", "avx512_tight", DTYPE_TIGHT, 1e-5 },
+    { "cpu:avx512vnni", "avx512vnni_tight", DTYPE_TIGHT, 1e-5 },
+    { "cpu:avx512bf16", "avx512bf16_tight", DTYPE_TIGHT, 1e-5 },
     { "cpu:amx", "amx_bf16", DTYPE_BF16, 1e-5 },
+    { "cpu:amx", "amx_tight", DTYPE_TIGHT, 1e-5 },
     { "cpu:amx", "amx_int8", DTYPE_INT8, 1e-5 }
 };
 
