@@ -52,7 +52,7 @@ cuda_weight_bytes(const struct weight *w)
 {
     size_t n = cuda_div_up(w->n_out, stripe_rows(w)) * stripe_bytes(w);
 
-    if (w->dtype == DTYPE_INT8 || w->dtype == DTYPE_INT4
+    if ((dtype_is_quant(w->dtype) && w->dtype != DTYPE_FP8)
         || w->dtype == DTYPE_TIGHT)
     {
         return 0;

@@ -30,14 +30,15 @@ enum dtype {
     DTYPE_INT8 = 2,
     DTYPE_INT4 = 3,
     DTYPE_FP8 = 4,              /* e4m3, a scale to 128 columns of a row */
+    DTYPE_INT6 = 5,
     /* Of weights alone: BF16 exactly, in fewer bits. */
-    DTYPE_TIGHT = 5
+    DTYPE_TIGHT = 6
 };
 
 static inline int
 dtype_is_quant(enum dtype t)
 {
-    return t == DTYPE_INT8 || t == DTYPE_INT4 || t == DTYPE_FP8;
+    return t >= DTYPE_INT8 && t <= DTYPE_INT6;
 }
 
 static inline size_t

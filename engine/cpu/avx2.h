@@ -7,7 +7,7 @@
 
 #include "cpu/cpu.h"
 
-/* For weights of 8 and 4 bits: x is rounded to 16 bits and to 8. */
+/* For weights of 8 bits, whose x is rounded to 16 bits, and of 6 and 4: 8. */
 void bytes_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                   uint32_t row0, uint32_t row1);
 

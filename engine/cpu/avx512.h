@@ -15,7 +15,7 @@ void bf16_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
 void expand_avx512(uint8_t *to, const uint8_t *tile, uint32_t n_in,
                    uint32_t col, uint32_t n_cols);
 
-/* For weights of 8 and 4 bits: x is rounded to 8 bits. */
+/* For weights of 8, 6 and 4 bits: x is rounded to 8 bits. */
 void vnni_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                  uint32_t row0, uint32_t row1);
 
@@ -23,7 +23,8 @@ void vnni_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
 void amx_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                 uint32_t row0, uint32_t row1);
 
-/* For weights of 8 bits, with AMX: the bits of vnni_linear(), for many rows. */
+/* For weights of 8 and 6 bits, with AMX: the bits of vnni_linear(), for many
+ * rows. */
 void amx_bytes_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
                       uint32_t row0, uint32_t row1);
 

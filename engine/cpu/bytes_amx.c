@@ -1,10 +1,10 @@
 /*
- * bytes_amx.c - y = W x with weights of 8 bits, by TDPBSUD: a register of 16 by
- * 16 INT32 adds the products of 16 rows of x and 16 outputs over a run of 64
- * columns.  In: the same rectangle as every kernel's, of many rows.  Out: the
- * bits of vnni_avx512.c, which does fewer rows: x is rounded alike, a run's sum
- * is exact, and an output is the same chain over the runs.  It has run under
- * t/kernel/amx.h only, and never on a machine that has the instructions.
+ * bytes_amx.c - y = W x with weights of 8 or 6 bits, by TDPBSUD: a register of
+ * 16 by 16 INT32 adds the products of 16 rows of x and 16 outputs over a run of
+ * 64 columns.  In: the same rectangle as every kernel's, of many rows.  Out:
+ * the bits of vnni_avx512.c, which does fewer rows: x is rounded alike, a run's
+ * sum is exact, and an output is the same chain over the runs.  It has run
+ * under t/kernel/amx.h only, and never on a machine that has the instructions.
  */
 #include "cpu/amx.h"
 #include "cpu/avx512.h"
@@ -13,6 +13,7 @@
 
 #define PANEL_ROWS      64
 #define PANEL_RUNS      8
+#define RUN_BYTES       (QUANT_RUN * TILE)
 
 /* Rows of x, rounded: some runs. */
 struct panel {
@@ -21,7 +22,7 @@ struct panel {
     uint32_t run;               /* the first */
     uint32_t n_runs;
     float    scale[PANEL_ROWS][PANEL_RUNS];
-    int32_t  begin[PANEL_ROWS][PANEL_RUNS];     /* -128 * sum of q */
+    int32_t  begin[PANEL_ROWS][PANEL_RUNS];     /* -z * sum of q */
     _Alignas(64) int8_t q[PANEL_ROWS][PANEL_RUNS * QUANT_RUN];
 };
 
@@ -29,7 +30,7 @@ struct panel {
 /* Up to 64 elements; beyond n they are 0. */
 static void
 run_round(struct panel *p, uint32_t row, uint32_t run, const float *x,
-          uint32_t n)
+          uint32_t n, int32_t zero)
 {
     int8_t *q = &p->q[row][run * QUANT_RUN];
     float   most = 0;
@@ -47,7 +48,7 @@ run_round(struct panel *p, uint32_t row, uint32_t run, const float *x,
     }
 
     p->scale[row][run] = quant_x_scale(most);
-    p->begin[row][run] = -128 * sum;
+    p->begin[row][run] = -zero * sum;
 }
 
 
@@ -63,7 +64,8 @@ panel_fill(struct panel *p, const struct linear *a)
         for (uint32_t i = 0; i < p->n_runs; i++) {
             uint32_t col = (p->run + i) * QUANT_RUN, left = a->n_in - col;
 
-            run_round(p, r, i, x + col, left < QUANT_RUN ? left : QUANT_RUN);
+            run_round(p, r, i, x + col, left < QUANT_RUN ? left : QUANT_RUN,
+                      quant_zero(a->dtype));
         }
     }
 }
@@ -86,15 +88,33 @@ add_run(float (*sum)[TILE], int32_t (*part)[TILE], const struct panel *p,
 }
 
 
-/* A tile of outputs by 16 rows. */
+/* A run of 6 bits as bytes. */
+static void
+widen(uint8_t *to, const uint8_t *run)
+{
+    const uint8_t *high = run + 64 + RUN_BYTES / 2;
+
+    for (uint32_t i = 0; i < RUN_BYTES / 4; i++) {
+        uint32_t at = i / 64 * 256 + i % 64, q = i / 64 * 128 + i % 64 + 64;
+
+        to[at] = (uint8_t) ((run[q] & 15) | (high[i] << 4 & 0x30));
+        to[at + 64] = (uint8_t) (run[q] >> 4 | (high[i] << 2 & 0x30));
+        to[at + 128] = (uint8_t) ((run[q + 64] & 15) | (high[i] & 0x30));
+        to[at + 192] = (uint8_t) (run[q + 64] >> 4 | (high[i] >> 2 & 0x30));
+    }
+}
+
+
+/* A tile of outputs, whose runs of bytes are at q, by 16 rows. */
 static void
 block_run(const struct linear *a, const struct panel *p, uint32_t tile,
-          uint32_t row)
+          uint32_t row, const uint8_t *q, size_t q_run)
 {
     _Alignas(64) float   sum[16][TILE] = { { 0 } };
     _Alignas(64) int32_t part[16][TILE];
-    const uint8_t       *w = a->w + tile_bytes(DTYPE_INT8, a->n_in) * tile
-                             + (size_t) p->run * QUANT_INT8_BYTES;
+    size_t               w_run = quant_run_bytes(a->dtype);
+    const uint8_t       *w = a->w + tile_bytes(a->dtype, a->n_in) * tile
+                             + p->run * w_run;
     uint32_t             n = a->n_out - tile * TILE, n_rows = p->n_rows - row;
     float               *y = a->y + a->y_stride * (p->row + row) + tile * TILE;
 
@@ -108,15 +128,42 @@ block_run(const struct linear *a, const struct panel *p, uint32_t tile,
     for (uint32_t i = 0; i < p->n_runs; i++) {
         AMX_ZERO(0);
         AMX_LOAD(1, &p->q[row][i * QUANT_RUN], PANEL_RUNS * QUANT_RUN);
-        AMX_LOAD(2, w + 64, AMX_LINE);
+        AMX_LOAD(2, q + i * q_run, AMX_LINE);
         AMX_DOT_BYTES(0, 1, 2);
         AMX_STORE(0, part, AMX_LINE);
         add_run(sum, part, p, row, i, (const float *) (const void *) w);
-        w += QUANT_INT8_BYTES;
+        w += w_run;
     }
 
     for (uint32_t r = 0; r < n_rows; r++) {
         memcpy(y + a->y_stride * r, sum[r], n * sizeof(float));
+    }
+}
+
+
+/* A tile of outputs by all rows. */
+static void
+tile_run(const struct linear *a, const struct panel *p, uint32_t tile)
+{
+    _Alignas(64) uint8_t wide[PANEL_RUNS][RUN_BYTES];
+    size_t               q_run = quant_run_bytes(a->dtype);
+    const uint8_t       *q = a->w + tile_bytes(a->dtype, a->n_in) * tile
+                             + p->run * q_run;
+
+    if (a->dtype == DTYPE_INT6) {
+        for (uint32_t i = 0; i < p->n_runs; i++) {
+            widen(wide[i], q + i * q_run);
+        }
+
+        q = wide[0];
+        q_run = RUN_BYTES;
+
+    } else {
+        q += 64;
+    }
+
+    for (uint32_t row = 0; row < p->n_rows; row += 16) {
+        block_run(a, p, tile, row, q, q_run);
     }
 }
 
@@ -141,9 +188,7 @@ amx_bytes_linear(const struct linear *a, uint32_t tile0, uint32_t tile1,
             panel_fill(&p, a);
 
             for (uint32_t tile = tile0; tile < tile1; tile++) {
-                for (uint32_t row = 0; row < p.n_rows; row += 16) {
-                    block_run(a, &p, tile, row);
-                }
+                tile_run(a, &p, tile);
             }
         }
     }

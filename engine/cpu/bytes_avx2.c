@@ -1,5 +1,5 @@
 /*
- * bytes_avx2.c - y = W x with weights of 8 or 4 bits where there is no
+ * bytes_avx2.c - y = W x with weights of 8, 6 or 4 bits where there is no
  * VPDPBUSD.  In: the same rectangle as every kernel's.  Out: the same outputs,
  * each run of 64 columns of x rounded by its own largest.
  *
@@ -7,6 +7,7 @@
  *          0, 2 of each lane and then 1, 3.  64 * 255 * 32512 fits in an INT32.
  *   int4   x has 8 bits: VPMADDUBSW adds two products in 16 bits, of which a
  *          group's eight, 8 * 2 * 15 * 127, fit.
+ *   int6   the same, but of 2 * 2 * 63 * 127 no more than two.
  *
  * Sums are those of unsigned q_w; see vnni_avx512.c for what they begin with,
  * for the order of sums (D6), and for panels and blocks, which differ only in
@@ -33,7 +34,7 @@
 struct run {
     union {
         int16_t wide[QUANT_RUN];        /* int8: columns 0, 2, 1, 3 of 4 */
-        int8_t  q[QUANT_RUN];           /* int4 */
+        int8_t  q[QUANT_RUN];           /* int6, int4 */
     };
     float       scale;
     int32_t     begin[2];       /* -z * sum of q: of 64, or of 32 and 32 */
@@ -146,14 +147,11 @@ dots_wide(__m256i (*part)[T_MAX], const __m256i *w, const struct block *b,
 }
 
 
+/* Of a run that is one group: what its sums begin with, and its scales. */
 INLINE void
-run_int8(__m256 (*sum)[T_MAX], const struct block *b, size_t i, int V, int T)
+begin(__m256i (*part)[T_MAX], const struct block *b, const struct run *x,
+      int V, int T)
 {
-    const struct run *x = b->x + i;
-    const __m256i     low = _mm256_set1_epi16(0xff);
-    __m256i           part[V_MAX][T_MAX], even[V_MAX], odd[V_MAX];
-    __m256            scale[V_MAX];
-
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
 #pragma GCC unroll 8
@@ -162,6 +160,29 @@ run_int8(__m256 (*sum)[T_MAX], const struct block *b, size_t i, int V, int T)
                                            .begin[0]);
         }
     }
+}
+
+
+INLINE void
+scales(__m256 *scale, const struct block *b, size_t run_bytes, size_t i, int V)
+{
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+        scale[v] = _mm256_loadu_ps((const float *) (const void *)
+                                   half(b, run_bytes, i, v));
+    }
+}
+
+
+INLINE void
+run_int8(__m256 (*sum)[T_MAX], const struct block *b, size_t i, int V, int T)
+{
+    const struct run *x = b->x + i;
+    const __m256i     low = _mm256_set1_epi16(0xff);
+    __m256i           part[V_MAX][T_MAX], even[V_MAX], odd[V_MAX];
+    __m256            scale[V_MAX];
+
+    begin(part, b, x, V, T);
 
     for (size_t k = 0; k < QUANT_RUN / 4; k++) {
 #pragma GCC unroll 8
@@ -177,12 +198,7 @@ run_int8(__m256 (*sum)[T_MAX], const struct block *b, size_t i, int V, int T)
         dots_wide(part, odd, b, x, 4 * k + 2, V, T);
     }
 
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) {
-        scale[v] = _mm256_loadu_ps((const float *) (const void *)
-                                   half(b, QUANT_INT8_BYTES, i, v));
-    }
-
+    scales(scale, b, QUANT_INT8_BYTES, i, V);
     add_group(sum, part, scale, b, x, V, T);
 }
 
@@ -281,6 +297,77 @@ run_int4(__m256 (*sum)[T_MAX], const struct block *b, size_t i, int V, int T)
 }
 
 
+/* q is those bits of `high` that the mask has, and `low`, which has others. */
+INLINE __m256i
+put_high(__m256i high, __m256i low)
+{
+    return _mm256_or_si256(_mm256_and_si256(high, _mm256_set1_epi8(0x30)),
+                           low);
+}
+
+
+/* Eight columns for one vector and T rows. */
+INLINE void
+dots_six(__m256i *part, __m256i first, __m256i second, const struct block *b,
+         const struct run *x, size_t at, int T)
+{
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++) {
+        const int8_t *q = x[(size_t) t * b->n_runs].q + at;
+        __m256i       sum = dot_bytes(_mm256_setzero_si256(), first,
+                                      columns(q));
+
+        sum = dot_bytes(sum, second, columns(q + 4));
+        part[t] = _mm256_add_epi32(part[t], _mm256_madd_epi16(
+                                       sum, _mm256_set1_epi16(1)));
+    }
+}
+
+
+/* 16 columns of a vector. */
+INLINE void
+columns_int6(__m256i *part, const uint8_t *q, const struct block *b,
+             const struct run *x, size_t k, int T)
+{
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i       one = load(q + 2 * k * 64, T);
+    __m256i       two = load(q + (2 * k + 1) * 64, T);
+    __m256i       high = load(q + (QUANT_RUN / 8 + k) * 64, T);
+    __m256i       w[4];
+
+    w[0] = put_high(_mm256_slli_epi16(high, 4), _mm256_and_si256(one, low));
+    w[1] = put_high(_mm256_slli_epi16(high, 2), _mm256_and_si256(
+                        _mm256_srli_epi16(one, 4), low));
+    w[2] = put_high(high, _mm256_and_si256(two, low));
+    w[3] = put_high(_mm256_srli_epi16(high, 2), _mm256_and_si256(
+                        _mm256_srli_epi16(two, 4), low));
+    dots_six(part, w[0], w[1], b, x, 16 * k, T);
+    dots_six(part, w[2], w[3], b, x, 16 * k + 8, T);
+}
+
+
+INLINE void
+run_int6(__m256 (*sum)[T_MAX], const struct block *b, size_t i, int V, int T)
+{
+    const struct run *x = b->x + i;
+    __m256i           part[V_MAX][T_MAX];
+    __m256            scale[V_MAX];
+
+    begin(part, b, x, V, T);
+
+    for (size_t k = 0; k < QUANT_RUN / 16; k++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) {
+            columns_int6(part[v], half(b, QUANT_INT6_BYTES, i, v) + 64, b, x,
+                         k, T);
+        }
+    }
+
+    scales(scale, b, QUANT_INT6_BYTES, i, V);
+    add_group(sum, part, scale, b, x, V, T);
+}
+
+
 /* Which of vector v's lanes are outputs. */
 INLINE __m256i
 lanes(const struct block *b, int v)
@@ -312,6 +399,9 @@ block_run(const struct block *b, enum dtype dtype, int V, int T)
         if (dtype == DTYPE_INT8) {
             run_int8(sum, b, i, V, T);
 
+        } else if (dtype == DTYPE_INT6) {
+            run_int6(sum, b, i, V, T);
+
         } else {
             run_int4(sum, b, i, V, T);
         }
@@ -331,6 +421,8 @@ block_run(const struct block *b, enum dtype dtype, int V, int T)
 #define BLOCK(V, T)                                                          \
     static void int8_##V##_##T(const struct block *b)                        \
     { block_run(b, DTYPE_INT8, V, T); }                                      \
+    static void int6_##V##_##T(const struct block *b)                        \
+    { block_run(b, DTYPE_INT6, V, T); }                                      \
     static void int4_##V##_##T(const struct block *b)                        \
     { block_run(b, DTYPE_INT4, V, T); }
 
@@ -340,8 +432,9 @@ BLOCK(8, 1) BLOCK(2, 1) BLOCK(2, 2) BLOCK(2, 3) BLOCK(2, 4)
  * more rows leave registers for one. */
 typedef void (*block_fn)(const struct block *b);
 
-static const block_fn blocks[2][T_MAX + 1] = {
+static const block_fn blocks[3][T_MAX + 1] = {
     { int8_8_1, int8_2_1, int8_2_2, int8_2_3, int8_2_4 },
+    { int6_8_1, int6_2_1, int6_2_2, int6_2_3, int6_2_4 },
     { int4_8_1, int4_2_1, int4_2_2, int4_2_3, int4_2_4 }
 };
 
@@ -442,8 +535,9 @@ run_round(struct run *to, const float *x, uint32_t n, enum dtype dtype)
 
     run_pack(to, q, dtype);
     to->scale = largest / steps;
-    to->begin[0] = dtype == DTYPE_INT8 ? -128 * (first + second) : -8 * first;
-    to->begin[1] = -8 * second;
+    to->begin[0] = -quant_zero(dtype)
+                   * (dtype == DTYPE_INT4 ? first : first + second);
+    to->begin[1] = -quant_zero(dtype) * second;
 }
 
 
@@ -469,7 +563,8 @@ static void
 panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
           int wide)
 {
-    const block_fn *run = blocks[a->dtype == DTYPE_INT4];
+    const block_fn *run = blocks[a->dtype == DTYPE_INT8 ? 0
+                                 : a->dtype == DTYPE_INT6 ? 1 : 2];
     struct block    b = {
         .w_tile = tile_bytes(a->dtype, a->n_in),
         .x = p->x,

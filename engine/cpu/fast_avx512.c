@@ -53,7 +53,8 @@ linear_amx(const struct linear *a, uint32_t tile0, uint32_t tile1,
            uint32_t row0, uint32_t row1)
 {
     int bf16 = a->dtype == DTYPE_BF16 || a->dtype == DTYPE_TIGHT;
-    int many = row1 - row0 >= 16 && a->dtype == DTYPE_INT8;
+    int many = row1 - row0 >= 16
+               && (a->dtype == DTYPE_INT8 || a->dtype == DTYPE_INT6);
 
     (bf16 ? amx_linear
      : many ? amx_bytes_linear : linear_vnni)(a, tile0, tile1, row0, row1);

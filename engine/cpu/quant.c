@@ -1,5 +1,5 @@
 /*
- * quant.c - see quant.h: rounds rows to 8 or 4 bits, and gives values back.
+ * quant.c - see quant.h: rounds rows to 8, 6 or 4 bits, and gives values back.
  * Rounding is in SSE2, which every x86-64 has: it is most of the time of a
  * start without a packed image.
  */
@@ -45,24 +45,64 @@ put_bytes(uint8_t *to, __m128i q)
 }
 
 
-static void
-put_int8(uint8_t *run, uint32_t lane, const float *w)
+/* The scale by which the largest of a run becomes `steps`, and its inverse. */
+static __m128
+put_scale(uint8_t *run, uint32_t lane, const float *w, float steps)
 {
     float least, most;
 
     range(w, QUANT_RUN, &least, &most);
     most = -least > most ? -least : most;
 
-    float  scale = most / 127;
-    __m128 inverse = _mm_set1_ps(most > 1e-36f ? 127 / most : 0);
+    float scale = most / steps;
 
     memcpy(run + lane * 4, &scale, 4);
+
+    return _mm_set1_ps(most > 1e-36f ? steps / most : 0);
+}
+
+
+static void
+put_int8(uint8_t *run, uint32_t lane, const float *w)
+{
+    __m128 inverse = put_scale(run, lane, w, 127);
+
     run += 64 + lane * 4;
 
     for (uint32_t i = 0; i < QUANT_RUN; i += 4) {
         __m128i q = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(w + i), inverse));
 
         put_bytes(run + i / 4 * 64, _mm_add_epi32(q, _mm_set1_epi32(128)));
+    }
+}
+
+
+static void
+put_int6(uint8_t *run, uint32_t lane, const float *w)
+{
+    __m128  inverse = put_scale(run, lane, w, 31);
+    __m128i zero = _mm_set1_epi32(quant_zero(DTYPE_INT6));
+    __m128i low = _mm_set1_epi32(15), q[4];
+
+    run += 64 + lane * 4;
+
+    for (uint32_t i = 0; i < QUANT_RUN; i += 16) {
+        __m128i high = _mm_setzero_si128();
+
+        for (uint32_t k = 0; k < 4; k++) {
+            q[k] = _mm_add_epi32(_mm_cvtps_epi32(_mm_mul_ps(
+                       _mm_loadu_ps(w + i + 4 * k), inverse)), zero);
+            high = _mm_or_si128(high, _mm_slli_epi32(
+                                    _mm_srli_epi32(q[k], 4), 2 * (int) k));
+            q[k] = _mm_and_si128(q[k], low);
+        }
+
+        for (uint32_t k = 0; k < 4; k += 2) {
+            put_bytes(run + (i + 4 * k) / 8 * 64,
+                      _mm_or_si128(q[k], _mm_slli_epi32(q[k + 1], 4)));
+        }
+
+        put_bytes(run + (QUANT_RUN / 8 + i / 16) * 64, high);
     }
 }
 
@@ -168,6 +208,9 @@ quant_put(uint8_t *tile, enum dtype t, uint32_t lane, const float *row,
         if (t == DTYPE_INT8) {
             put_int8(tile, lane, w);
 
+        } else if (t == DTYPE_INT6) {
+            put_int6(tile, lane, w);
+
         } else {
             put_int4(tile, lane, 0, w);
             put_int4(tile, lane, 1, w + INT4_GROUP);
@@ -184,12 +227,19 @@ quant_get(const uint8_t *tile, enum dtype t, uint32_t lane, uint32_t col)
     const uint8_t *run = tile + col / QUANT_RUN * quant_run_bytes(t);
     uint32_t       i = col % QUANT_RUN;
 
-    if (t == DTYPE_INT8) {
-        float scale;
+    if (t != DTYPE_INT4) {
+        const uint8_t *in = run + 64 + lane * 4 + i % 4;
+        float          scale;
 
         memcpy(&scale, run + lane * 4, 4);
 
-        return (float) (run[64 + i / 4 * 64 + lane * 4 + i % 4] - 128) * scale;
+        int q = t == DTYPE_INT8
+                ? in[i / 4 * 64]
+                : (in[i / 8 * 64] >> i % 8 / 4 * 4 & 15)
+                  | (in[(QUANT_RUN / 8 + i / 16) * 64]
+                     >> i % 16 / 4 * 2 & 3) << 4;
+
+        return (float) (q - quant_zero(t)) * scale;
     }
 
     uint32_t group = i / INT4_GROUP, at = i % INT4_GROUP;

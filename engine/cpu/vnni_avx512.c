@@ -1,6 +1,6 @@
 /*
- * vnni_avx512.c - y = W x with weights of 8 or 4 bits, by VPDPBUSD: a lane adds
- * four products of bytes to its INT32.  In: the same rectangle as every
+ * vnni_avx512.c - y = W x with weights of 8, 6 or 4 bits, by VPDPBUSD: a lane
+ * adds four products of bytes to its INT32.  In: the same rectangle as every
  * kernel's.  Out: the same outputs, each run of 64 columns of x rounded to 8
  * bits by its own largest.
  *
@@ -17,8 +17,8 @@
  *
  * Panels are those of bf16_avx512.c, with fewer rows in a block, since a sum
  * takes two registers.  With many rows a block's weights stay in L1 while all
- * rows pass, those of 4 bits made bytes first, and meanwhile the rows' parts,
- * one after the other, ask for the next block's weights.
+ * rows pass, those of fewer bits made bytes first, and meanwhile the rows'
+ * parts, one after the other, ask for the next block's weights.
  */
 #include <immintrin.h>
 
@@ -33,6 +33,7 @@
 #define T_MAX           6
 #define T_STREAM        3
 #define AHEAD           1024            /* bytes */
+#define WIDE_BYTES      (2 * 64 + QUANT_RUN * TILE)
 
 /* An integer n of fewer than 22 bits, added to this, is FP32's 3 * 2^22 + n. */
 #define AS_FLOAT        0x4b400000
@@ -46,18 +47,13 @@ struct run {
     int32_t     begin[2];       /* -z * sum of q: of 64, or of 32 and 32 */
 };
 
-/* 4 bits as 8: a run of a tile. */
-struct wide {
-    float       scale[2][TILE];
-    uint8_t     q[QUANT_RUN / 4][TILE][4];
-};
-
 struct block {
     const uint8_t    *w;        /* first tile's first run */
     size_t            w_tile;   /* bytes from tile to tile */
     const uint8_t    *next;     /* the weights to be asked for, as they are */
     size_t            next_tile;
-    uint32_t          next_from;    /* these bytes of each of their runs */
+    size_t            next_run; /* bytes of a run of them, of which these */
+    uint32_t          next_from;
     uint32_t          next_to;
     const struct run *x;        /* (n_runs, x_run) */
     size_t            x_run;
@@ -155,7 +151,7 @@ load(const uint8_t *p, int R)
 }
 
 
-/* A run of bytes: of the INT8's one group, or of struct wide's two. */
+/* A run of bytes: of INT8's one group, or of two that were of 4 bits. */
 INLINE void
 run_bytes(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
           size_t i, int n_groups, int R, int T)
@@ -247,16 +243,84 @@ run_int4(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
 }
 
 
+/* q is those bits of `high` that the mask has, and `low` where it has none. */
+INLINE __m512i
+put_high(__m512i high, __m512i low)
+{
+    return _mm512_ternarylogic_epi32(high, _mm512_set1_epi8(0x30), low, 0xea);
+}
+
+
+/* 16 columns of 6 bits as bytes: two vectors of low bits, one of high ones. */
+INLINE void
+six_bits(__m512i *w, __m512i first, __m512i second, __m512i high)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+
+    w[0] = put_high(_mm512_slli_epi16(high, 4), _mm512_and_si512(first, low));
+    w[1] = put_high(_mm512_slli_epi16(high, 2), _mm512_and_si512(
+                        _mm512_srli_epi16(first, 4), low));
+    w[2] = put_high(high, _mm512_and_si512(second, low));
+    w[3] = put_high(_mm512_srli_epi16(high, 2), _mm512_and_si512(
+                        _mm512_srli_epi16(second, 4), low));
+}
+
+
+INLINE void
+run_int6(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
+         size_t i, int R, int T)
+{
+    __m512i part[4][T_MAX];
+    __m512  scale[4];
+
+    begin(part, x, 0, R, T);
+
+    for (size_t k = 0; k < QUANT_RUN / 16; k++) {
+        __m512i w[4][4];
+
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const uint8_t *q = b->w + b->w_tile * (size_t) r
+                               + i * QUANT_INT6_BYTES + 64;
+
+            __m512i first = load(q + 2 * k * 64, R);
+            __m512i second = load(q + (2 * k + 1) * 64, R);
+
+            six_bits(w[r], first, second,
+                     load(q + (QUANT_RUN / 8 + k) * 64, R));
+        }
+
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            __m512i four[4];
+
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                four[r] = w[r][c];
+            }
+
+            dots(part, four, x, 16 * k + 4 * (size_t) c, R, T);
+        }
+    }
+
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+        scale[r] = _mm512_loadu_ps(b->w + b->w_tile * (size_t) r
+                                   + i * QUANT_INT6_BYTES);
+    }
+
+    add_group(sum, part, scale, x, R, T);
+}
+
+
 /* What weights a block has. */
-enum kind { INT8, INT4, WIDE };
+enum kind { INT8, INT6, INT4, WIDE };
 
 /* Asks for a part's share of run i of the next weights. */
 INLINE void
-ask_next(const struct block *b, size_t i, enum kind kind, int R)
+ask_next(const struct block *b, size_t i, int R)
 {
-    const uint8_t *next = b->next
-                          + i * (kind == INT8 ? QUANT_INT8_BYTES
-                                              : QUANT_INT4_BYTES);
+    const uint8_t *next = b->next + i * b->next_run;
 
     for (size_t at = b->next_from; at < b->next_to; at += 64) {
 #pragma GCC unroll 4
@@ -294,10 +358,13 @@ block_run(const struct block *b, enum kind kind, int R, int T)
     for (size_t i = 0; i < b->n_runs; i++) {
         const struct run *x = b->x + i * b->x_run;
 
-        ask_next(b, i, kind, R);
+        ask_next(b, i, R);
 
         if (kind == INT4) {
             run_int4(sum, b, x, i, R, T);
+
+        } else if (kind == INT6) {
+            run_int6(sum, b, x, i, R, T);
 
         } else {
             run_bytes(sum, b, x, i, kind == WIDE ? 2 : 1, R, T);
@@ -332,14 +399,15 @@ block_run(const struct block *b, enum kind kind, int R, int T)
         kind##_1_6 } }
 
 BLOCKS(INT8)
+BLOCKS(INT6)
 BLOCKS(INT4)
 BLOCKS(WIDE)
 
 /* By T; rows that make several parts make none below 3. */
 typedef void (*block_fn)(const struct block *b);
 
-static const block_fn blocks[3][3][T_MAX + 1] = {
-    NAMES(INT8), NAMES(INT4), NAMES(WIDE)
+static const block_fn blocks[4][3][T_MAX + 1] = {
+    NAMES(INT8), NAMES(INT6), NAMES(INT4), NAMES(WIDE)
 };
 
 
@@ -385,13 +453,12 @@ run_round(struct run *to, const float *x, uint32_t n, enum dtype dtype)
     to->scale = quant_x_scale(largest);
     to->zero = -AS_FLOAT_ZERO * to->scale;
 
-    if (dtype == DTYPE_INT8) {
-        to->begin[0] = AS_FLOAT - 128 * (sums[0] + sums[1] + sums[2] + sums[3]);
+    int32_t first = sums[0] + sums[1], second = sums[2] + sums[3];
+    int32_t zero = quant_zero(dtype);
 
-    } else {
-        to->begin[0] = AS_FLOAT - 8 * (sums[0] + sums[1]);
-        to->begin[1] = AS_FLOAT - 8 * (sums[2] + sums[3]);
-    }
+    to->begin[0] = AS_FLOAT - zero * (dtype == DTYPE_INT4 ? first
+                                                          : first + second);
+    to->begin[1] = AS_FLOAT - zero * second;
 }
 
 
@@ -412,31 +479,74 @@ panel_fill(struct panel *p, const struct linear *a)
 }
 
 
-/* Runs of R tiles of 4 bits. */
+/* A run of 4 bits: the scales of both groups, and bytes. */
 static void
-widen(struct wide (*to)[BLOCK_RUNS], const uint8_t *w, size_t w_tile,
-      uint32_t n_runs, uint32_t R)
+widen_int4(uint8_t *to, const uint8_t *run)
 {
     const __m512i low = _mm512_set1_epi8(15);
 
+    _mm512_storeu_ps(to, int4_scale(run, 0));
+    _mm512_storeu_ps(to + 64, int4_scale(run, 1));
+    to += 128;
+
+    for (size_t k = 0; k < QUANT_RUN / 8; k++) {
+        __m512i both = _mm512_loadu_si512(run + 64 + k * 64);
+
+        _mm512_storeu_si512(to + 2 * k * 64, _mm512_and_si512(both, low));
+        _mm512_storeu_si512(to + (2 * k + 1) * 64, _mm512_and_si512(
+                                _mm512_srli_epi16(both, 4), low));
+    }
+}
+
+
+/* A run of 6 bits, as one of INT8. */
+static void
+widen_int6(uint8_t *to, const uint8_t *run)
+{
+    memcpy(to, run, 64);
+    to += 64;
+    run += 64;
+
+    for (size_t k = 0; k < QUANT_RUN / 16; k++) {
+        __m512i w[4];
+
+        six_bits(w, _mm512_loadu_si512(run + 2 * k * 64),
+                 _mm512_loadu_si512(run + (2 * k + 1) * 64),
+                 _mm512_loadu_si512(run + (QUANT_RUN / 8 + k) * 64));
+
+        for (size_t c = 0; c < 4; c++) {
+            _mm512_storeu_si512(to + (4 * k + c) * 64, w[c]);
+        }
+    }
+}
+
+
+/* Runs of R tiles. */
+static void
+widen(uint8_t (*to)[BLOCK_RUNS * WIDE_BYTES], const uint8_t *w, size_t w_tile,
+      uint32_t n_runs, uint32_t R, enum dtype dtype)
+{
     for (uint32_t r = 0; r < R; r++) {
-        const uint8_t *run = w + w_tile * r;
+        for (size_t i = 0; i < n_runs; i++) {
+            const uint8_t *run = w + w_tile * r + i * quant_run_bytes(dtype);
 
-        for (uint32_t i = 0; i < n_runs; i++, run += QUANT_INT4_BYTES) {
-            struct wide *v = &to[r][i];
+            if (dtype == DTYPE_INT4) {
+                widen_int4(to[r] + i * WIDE_BYTES, run);
 
-            _mm512_storeu_ps(v->scale[0], int4_scale(run, 0));
-            _mm512_storeu_ps(v->scale[1], int4_scale(run, 1));
-
-            for (size_t k = 0; k < QUANT_RUN / 8; k++) {
-                __m512i both = _mm512_loadu_si512(run + 64 + k * 64);
-
-                _mm512_storeu_si512(v->q[2 * k], _mm512_and_si512(both, low));
-                _mm512_storeu_si512(v->q[2 * k + 1], _mm512_and_si512(
-                                        _mm512_srli_epi16(both, 4), low));
+            } else {
+                widen_int6(to[r] + i * QUANT_INT8_BYTES, run);
             }
         }
     }
+}
+
+
+/* What the kernels of blocks get: few rows take weights as they are. */
+static enum kind
+kind_of(enum dtype dtype, int many)
+{
+    return dtype == DTYPE_INT4 ? (many ? WIDE : INT4)
+           : dtype == DTYPE_INT6 && !many ? INT6 : INT8;
 }
 
 
@@ -465,16 +575,17 @@ static void
 panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
           uint32_t R)
 {
-    _Alignas(64) struct wide wide[2][BLOCK_RUNS];
+    _Alignas(64) uint8_t wide[2][BLOCK_RUNS * WIDE_BYTES];
 
     size_t       w_tile = tile_bytes(a->dtype, a->n_in);
     size_t       w_run = quant_run_bytes(a->dtype);
     int          many = p->n_rows > T_MAX;
-    enum kind    kind = a->dtype == DTYPE_INT8 ? INT8 : many ? WIDE : INT4;
+    enum kind    kind = kind_of(a->dtype, many);
     uint32_t     most = many ? BLOCK_RUNS : p->n_runs;
     struct block b = {
         .w_tile = w_tile,
         .next_tile = w_tile,
+        .next_run = w_run,
         .x_run = p->n_rows,
         .n_out = a->n_out - tile * TILE,
         .y = a->y + a->y_stride * p->row + tile * TILE,
@@ -499,9 +610,9 @@ panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
             b.next = a->w + w_tile * (tile + R) + p->run * w_run;
         }
 
-        if (kind == WIDE) {
-            widen(wide, w, w_tile, b.n_runs, R);
-            b.w = (const uint8_t *) wide;
+        if (many && a->dtype != DTYPE_INT8) {
+            widen(wide, w, w_tile, b.n_runs, R, a->dtype);
+            b.w = wide[0];
             b.w_tile = sizeof(wide[0]);
         }
 

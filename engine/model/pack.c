@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 /* To be raised with every change of a layout in cpu.h or quant.h. */
-static const char magic[8] = "moepack2";
+static const char magic[8] = "moepack3";
 
 #define CHUNK           (4u << 20)
 #define HUGE_PAGE       (2u << 20)

@@ -251,6 +251,7 @@ main(void)
     bench_product(b, DTYPE_BF16, "bf16", read, bf16 > f32 ? bf16 : f32);
     bench_product(b, DTYPE_TIGHT, "tight", read, bf16 > f32 ? bf16 : f32);
     bench_product(b, DTYPE_INT8, "int8", read, int8 > f32 ? int8 : f32);
+    bench_product(b, DTYPE_INT6, "int6", read, int8 > f32 ? int8 : f32);
     bench_product(b, DTYPE_INT4, "int4", read, int8 > f32 ? int8 : f32);
 
     probe_close(&probe);

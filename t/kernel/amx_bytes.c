@@ -1,7 +1,7 @@
 /*
- * amx_bytes.c - products with weights of 8 bits by AMX, whose instructions
- * amx.h does in C: the bits of VPDPBUSD's on the same weights, odd sizes, rows
- * picked out of others, begun at 0 or at y.
+ * amx_bytes.c - products with weights of 8 and 6 bits by AMX, whose
+ * instructions amx.h does in C: the bits of VPDPBUSD's on the same weights, odd
+ * sizes, rows picked out of others, begun at 0 or at y.
  */
 #include "kernel.h"
 
@@ -28,7 +28,8 @@ static uint32_t back[ROWS_MAX];     /* the last row first */
 
 
 static void
-check_shape(struct backend *b, uint32_t n_out, uint32_t n_in, enum kind kind)
+check_shape(struct backend *b, enum dtype dtype, uint32_t n_out, uint32_t n_in,
+            enum kind kind)
 {
     size_t n = (size_t) ROWS_MAX * n_out;
 
@@ -36,9 +37,9 @@ check_shape(struct backend *b, uint32_t n_out, uint32_t n_in, enum kind kind)
     fill(x, (size_t) ROWS_MAX * n_in, kind);
     fill(before, n, KIND_PLAIN);
 
-    struct weight m = weight_make(b, DTYPE_INT8, 1, n_out, n_in, w);
+    struct weight m = weight_make(b, dtype, 1, n_out, n_in, w);
     struct linear a = {
-        .w = m.data, .dtype = DTYPE_INT8, .n_out = n_out, .n_in = n_in,
+        .w = m.data, .dtype = dtype, .n_out = n_out, .n_in = n_in,
         .x = x, .x_stride = n_in, .y = got, .y_stride = n_out
     };
 
@@ -72,11 +73,9 @@ check_shape(struct backend *b, uint32_t n_out, uint32_t n_in, enum kind kind)
 
 
 static void
-test_linear(void **state)
+check(enum dtype dtype)
 {
     struct backend *b = open_backend("cpu:avx512vnni", 1);
-
-    (void) state;
 
     for (uint32_t r = 0; r < ROWS_MAX; r++) {
         back[r] = ROWS_MAX - 1 - r;
@@ -84,7 +83,8 @@ test_linear(void **state)
 
     for (size_t o = 0; b != NULL && o < BASE_COUNT(n_outs); o++) {
         for (size_t k = 0; k < BASE_COUNT(n_ins); k++) {
-            check_shape(b, n_outs[o], n_ins[k], (enum kind) ((o + k) % KIND_N));
+            check_shape(b, dtype, n_outs[o], n_ins[k],
+                        (enum kind) ((o + k) % KIND_N));
         }
     }
 
@@ -94,10 +94,28 @@ test_linear(void **state)
 }
 
 
+static void
+test_int8(void **state)
+{
+    (void) state;
+    check(DTYPE_INT8);
+}
+
+
+static void
+test_int6(void **state)
+{
+    (void) state;
+    check(DTYPE_INT6);
+}
+
+
 int
 main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_linear) };
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_int8), cmocka_unit_test(test_int6)
+    };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);
 

@@ -3,6 +3,7 @@
  * against the reference: odd sizes, hard inputs, and the same bits of a row
  * whatever rows come with it and however many threads there are (D6).
  */
+#include "engine/cpu/quant.h"
 #include "kernel.h"
 
 #define ROWS_MAX    121         /* one more than a panel of the BF16 kernel */
@@ -24,14 +25,18 @@ static const struct {
     { "cpu:avx512", "avx512_f32", DTYPE_F32, 1e-5 },
     { "cpu:avx512", "avx512_bf16", DTYPE_BF16, 1e-5 },
     { "cpu:avx2", "avx2_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx2", "avx2_int6", DTYPE_INT6, 1e-5 },
     { "cpu:avx2", "avx2_int4", DTYPE_INT4, 1e-5 },
     { "cpu:avx512", "avx512_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx512", "avx512_int6", DTYPE_INT6, 1e-5 },
     { "cpu:avx512", "avx512_int4", DTYPE_INT4, 1e-5 },
     { "cpu:avx512vnni", "avx512vnni_f32", DTYPE_F32, 1e-5 },
     { "cpu:avx512vnni", "avx512vnni_bf16", DTYPE_BF16, 1e-5 },
     { "cpu:avx512vnni", "avx512vnni_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx512vnni", "avx512vnni_int6", DTYPE_INT6, 1e-5 },
     { "cpu:avx512vnni", "avx512vnni_int4", DTYPE_INT4, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:avx512bf16", "avx512bf16_int6", DTYPE_INT6, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_int4", DTYPE_INT4, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_f32", DTYPE_F32, 1e-5 },
     { "cpu:avx512bf16", "avx512bf16_bf16", DTYPE_BF16, 1e-5 },
@@ -41,7 +46,8 @@ static const struct {
     { "cpu:avx512bf16", "avx512bf16_tight", DTYPE_TIGHT, 1e-5 },
     { "cpu:amx", "amx_bf16", DTYPE_BF16, 1e-5 },
     { "cpu:amx", "amx_tight", DTYPE_TIGHT, 1e-5 },
-    { "cpu:amx", "amx_int8", DTYPE_INT8, 1e-5 }
+    { "cpu:amx", "amx_int8", DTYPE_INT8, 1e-5 },
+    { "cpu:amx", "amx_int6", DTYPE_INT6, 1e-5 }
 };
 
 /* One shape: inputs, and what the reference makes of them. */
@@ -212,6 +218,43 @@ test_linear(void **state)
 }
 
 
+/* A weight is kept to half a step of its run's largest. */
+static void
+test_steps(void **state)
+{
+    enum { IN = 131 };
+
+    static const struct {
+        enum dtype dtype;
+        float      steps;
+    } types[] = { { DTYPE_INT8, 127 }, { DTYPE_INT6, 31 } };
+    uint8_t tile[3 * QUANT_INT8_BYTES];
+    float   w[IN], most[3] = { 0 };
+
+    (void) state;
+
+    for (int i = 0; i < IN; i++) {
+        w[i] = uniform();
+        most[i / 64] = fmaxf(most[i / 64], fabsf(w[i]));
+    }
+
+    for (size_t t = 0; t < BASE_COUNT(types); t++) {
+        memset(tile, 0xff, sizeof(tile));
+        quant_put(tile, types[t].dtype, 5, w, IN);
+
+        for (uint32_t i = 0; i < IN; i++) {
+            float got = quant_get(tile, types[t].dtype, 5, i);
+            float step = most[i / 64] / types[t].steps;
+
+            if (!(fabsf(got - w[i]) <= 0.5001f * step)) {
+                fail_msg("type %d, column %u: %.6f, expected %.6f",
+                         types[t].dtype, i, (double) got, (double) w[i]);
+            }
+        }
+    }
+}
+
+
 /* What is not a BF16 number costs one rounding of it, no more. */
 static void
 test_rounding(void **state)
@@ -278,7 +321,7 @@ test_heads(void **state)
 int
 main(void)
 {
-    struct CMUnitTest tests[BASE_COUNT(cases) + 2];
+    struct CMUnitTest tests[BASE_COUNT(cases) + 3];
     size_t            n = 0;
 
     for ( ; n < BASE_COUNT(cases); n++) {
@@ -289,6 +332,7 @@ main(void)
 
     tests[n++] = (struct CMUnitTest) { "rounding", test_rounding, NULL, NULL,
                                        NULL };
+    tests[n++] = (struct CMUnitTest) { "steps", test_steps, NULL, NULL, NULL };
     tests[n++] = (struct CMUnitTest) { "heads", test_heads, NULL, NULL, NULL };
     cmocka_set_message_output(CM_OUTPUT_TAP);
 
