@@ -303,14 +303,15 @@ find_sources(struct weights_loader *l, struct item *it, struct err *e)
 /*
  * With few bits asked for, each kind of matrix gets what it stands.  Experts
  * and MLPs are most of the bytes and stand four bits; what all tokens share,
- * the projections of attention and the head, gets eight; the parts of kv_b,
- * which work on the latent itself and are small, stay BF16, and so does an
- * embedding of which a token reads one row.
+ * the projections of attention and the head, gets eight, or six where experts
+ * have four; the parts of kv_b, which work on the latent itself and are small,
+ * stay BF16, and so does an embedding of which a token reads one row.
  */
 static enum dtype
 choose_dtype(const struct weights_loader *l, const struct item *it)
 {
     enum dtype asked = l->src.dtype;
+    enum dtype shared = asked == DTYPE_INT4 ? DTYPE_INT6 : DTYPE_INT8;
 
     if (it->spec->kind == TENSOR_MATRIX_F32) {
         return DTYPE_F32;
@@ -331,14 +332,14 @@ choose_dtype(const struct weights_loader *l, const struct item *it)
         return DTYPE_BF16;
 
     case TENSOR_EMBED:
-        return l->head_is_embed ? DTYPE_INT8 : DTYPE_BF16;
+        return l->head_is_embed ? shared : DTYPE_BF16;
 
     case TENSOR_EXPERTS:
     case TENSOR_MLP:
         return asked;
 
     default:
-        return DTYPE_INT8;
+        return shared;
     }
 }
 
@@ -358,9 +359,9 @@ plan_weight(struct weights_loader *l, struct item *it, struct weight *w,
     size_t one = l->b->ops->weight_bytes(w);
 
     if (one == 0) {
-        return err_set(e, "%s: backend %s has no weights of %d bits",
-                       it->spec->name, l->b->name,
-                       w->dtype == DTYPE_INT4 ? 4 : 8);
+        return err_set(e, "%s: backend %s has no weights as --quant %s "
+                       "wants them", it->spec->name, l->b->name,
+                       l->src.quant);
     }
 
     if (size_mul(one, n, &all) != 0
