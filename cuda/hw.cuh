@@ -409,6 +409,8 @@ hw_group_registers_fewer(void)
 #define HW_8(d, i)                                                            \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]),               \
     "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define HW_32(d)                                                              \
+    HW_8(d, 0), HW_8(d, 8), HW_8(d, 16), HW_8(d, 24)
 #define HW_64(d)                                                              \
     HW_8(d, 0), HW_8(d, 8), HW_8(d, 16), HW_8(d, 24), HW_8(d, 32),            \
     HW_8(d, 40), HW_8(d, 48), HW_8(d, 56)
@@ -421,10 +423,21 @@ hw_group_keep(float (&d)[64])
 #endif
 }
 
-#define HW_64_NAMES                                                           \
+static __device__ __forceinline__ void
+hw_group_keep(float (&d)[32])
+{
+#if HW_HOPPER
+    asm volatile("" : HW_32(d) :: "memory");
+#endif
+}
+
+#define HW_32_NAMES                                                           \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, "       \
     "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "       \
-    "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, "       \
+    "%28, %29, %30, %31"
+#define HW_64_NAMES                                                           \
+    HW_32_NAMES ", "                                                          \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, "                           \
     "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "       \
     "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
@@ -450,8 +463,56 @@ hw_group_mma(float (&d)[64], const uint4 &a, uint64_t b, bool add)
 #endif
 }
 
-/* The same with A (64, 32) and B (32, 128) in e4m3: a.x has columns 4c .. 4c +
- * 3 of row r, a.y of row r + 8, a.z and a.w columns 16 further. */
+/* The same with B turned: its columns lie beside each other (the descriptor
+ * says how far 64 of them are from the next, and 8 rows). */
+static __device__ __forceinline__ void
+hw_group_mma_turned(float (&d)[64], const uint4 &a, uint64_t b, bool add)
+{
+#if HW_HOPPER
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 HW_64_NAMES "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n"
+                 "}"
+                 : HW_64(d)
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b),
+                   "r"((uint32_t) add));
+#endif
+}
+
+/* And with A where a descriptor says. */
+static __device__ __forceinline__ void
+hw_group_mma_turned(float (&d)[64], uint64_t a, uint64_t b, bool add)
+{
+#if HW_HOPPER
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 HW_64_NAMES "}, %64, %65, p, 1, 1, 0, 1;\n"
+                 "}"
+                 : HW_64(d) : "l"(a), "l"(b), "r"((uint32_t) add));
+#endif
+}
+
+/* D (64, 64), A (64, 16) and B (16, 64) where descriptors say. */
+static __device__ __forceinline__ void
+hw_group_mma_shared(float (&d)[32], uint64_t a, uint64_t b, bool add)
+{
+#if HW_HOPPER
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 HW_32_NAMES "}, %32, %33, p, 1, 1, 0, 0;\n"
+                 "}"
+                 : HW_32(d) : "l"(a), "l"(b), "r"((uint32_t) add));
+#endif
+}
+
+/* hw_group_mma() with A (64, 32) and B (32, 128) in e4m3: a.x has columns 4c ..
+ * 4c + 3 of row r, a.y of row r + 8, a.z and a.w columns 16 further. */
 static __device__ __forceinline__ void
 hw_group_mma8(float (&d)[64], const uint4 &a, uint64_t b, bool add)
 {

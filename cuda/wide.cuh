@@ -147,6 +147,17 @@ descriptor(const unsigned char *at)
 }
 
 
+/* The same of B turned, 16 rows of it: the next 64 columns are n_bytes
+ * further. */
+static inline __device__ uint64_t
+descriptor_turned(const unsigned char *at, uint32_t n_bytes)
+{
+    return (uint64_t) (hw_shared_address(at) >> 4 & 0x3fff)
+           | (uint64_t) (n_bytes >> 4) << 16
+           | (uint64_t) (ATOM_BYTES >> 4) << 32 | (uint64_t) 1 << 62;
+}
+
+
 /* 16 floats of a row as two pieces of bf16. */
 static inline __device__ void
 put_pieces(const struct atoms &y, uint32_t row, uint32_t group,

@@ -34,6 +34,12 @@ make_uint2(unsigned x, unsigned y)
     return { x, y };
 }
 
+static inline float2
+make_float2(float x, float y)
+{
+    return { x, y };
+}
+
 static inline uint4
 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w)
 {

@@ -1,7 +1,7 @@
 /*
  * group.cc - products of warpgroups in the emulation: they read registers and
- * shared memory, and write sums, when they are waited for; the descriptor of B
- * is taken apart as the hardware does it.
+ * shared memory, and write sums, when they are waited for; descriptors are
+ * taken apart as the hardware does it.
  */
 #include "emu.h"
 
@@ -11,16 +11,19 @@
 
 #define GROUP       128         /* threads */
 #define ROWS        64
-#define COLS        128
+#define COLS_MAX    128
 #define K_MAX       32          /* of e4m3; 16 of bf16 */
 #define SWIZZLE_128 1           /* of 16-byte pieces within 128 bytes */
 
 struct product {
     float          *d;
-    const uint32_t *a;
+    const uint32_t *a;          /* NULL: where a_desc says */
+    uint64_t        a_desc;
     uint64_t        b;
     bool            add;
     bool            is_fp8;
+    bool            is_turned;  /* B's columns lie beside each other */
+    unsigned        n_cols;
 };
 
 struct thread_products {
@@ -72,24 +75,30 @@ element(const void *p, size_t i, bool is_fp8)
 }
 
 
-/* Element (n, k) of B: rows of k, 8 of them to SBO bytes, 128 bytes each. */
+/* Element (n, k) of B, or of A: rows of k, 8 of them to SBO bytes, 128 bytes
+ * each; or, turned, rows of 64 n, 8 of them to SBO bytes, and the next 64 n LBO
+ * bytes further. */
 static float
-b_at(uint64_t desc, unsigned n, unsigned k, bool is_fp8)
+element_at(uint64_t desc, unsigned n, unsigned k, const product &p,
+           bool is_turned)
 {
     size_t         n_bytes;
     unsigned char *room = emu_shared(&n_bytes);
     size_t         at = (size_t) (desc & 0x3fff) << 4;
+    size_t         lbo = (size_t) (desc >> 16 & 0x3fff) << 4;
     size_t         sbo = (size_t) (desc >> 32 & 0x3fff) << 4;
-    size_t         n_each = is_fp8 ? 1 : 2;
+    size_t         n_each = p.is_fp8 ? 1 : 2;
 
     if (desc >> 62 != SWIZZLE_128 || (desc >> 49 & 7) != 0
-        || (uintptr_t) room % 1024 != 0 || sbo % 1024 != 0)
+        || (uintptr_t) room % 1024 != 0 || sbo % 1024 != 0
+        || (is_turned && lbo % 1024 != 0))
     {
         emu_fail("a descriptor %#llx that is not emulated",
                  (unsigned long long) desc);
     }
 
-    at += n / 8 * sbo + n % 8 * 128 + k * n_each;
+    at += is_turned ? n / 64 * lbo + k / 8 * sbo + k % 8 * 128 + n % 64 * n_each
+                    : n / 8 * sbo + n % 8 * 128 + k * n_each;
     at ^= (at >> 7 & 7) << 4;
 
     if (at + n_each > n_bytes) {
@@ -97,7 +106,24 @@ b_at(uint64_t desc, unsigned n, unsigned k, bool is_fp8)
                  n_bytes);
     }
 
-    return element(room + at, 0, is_fp8);
+    return element(room + at, 0, p.is_fp8);
+}
+
+
+/* A thread's part of A, in registers. */
+static void
+get_registers(float (*a)[K_MAX], const product &p, unsigned t)
+{
+    unsigned l = t % EMU_WARP, n_k = p.is_fp8 ? K_MAX : K_MAX / 2;
+    unsigned n_each = n_k / 8;
+
+    /* Four words of n_each: rows r and r + 8, then both further on. */
+    for (unsigned e = 0; e < n_k / 2; e++) {
+        unsigned row = t / EMU_WARP * 16 + l / 4 + e / n_each % 2 * 8;
+
+        a[row][l % 4 * n_each + e % n_each + e / n_each / 2 * n_k / 2] =
+            element(p.a, e, p.is_fp8);
+    }
 }
 
 
@@ -105,33 +131,34 @@ b_at(uint64_t desc, unsigned n, unsigned k, bool is_fp8)
 static void
 multiply(void **args, size_t group, size_t i)
 {
-    static float a[ROWS][K_MAX], b[K_MAX][COLS];
-    const auto  *first = (const thread_products *) args[0];
-    uint64_t     desc = first->groups[group][i].b;
-    bool         is_fp8 = first->groups[group][i].is_fp8;
-    unsigned     n_k = is_fp8 ? K_MAX : K_MAX / 2;
+    static float   a[ROWS][K_MAX], b[K_MAX][COLS_MAX];
+    const product &first = ((const thread_products *) args[0])->groups[group]
+                           [i];
+    unsigned       n_k = first.is_fp8 ? K_MAX : K_MAX / 2;
 
-    for (unsigned n = 0; n < COLS; n++) {
-        for (unsigned k = 0; k < n_k; k++) {
-            b[k][n] = b_at(desc, n, k, is_fp8);
+    for (unsigned k = 0; k < n_k; k++) {
+        for (unsigned n = 0; n < first.n_cols; n++) {
+            b[k][n] = element_at(first.b, n, k, first, first.is_turned);
+        }
+
+        for (unsigned row = 0; row < ROWS && first.a == NULL; row++) {
+            a[row][k] = element_at(first.a_desc, row, k, first, false);
         }
     }
 
     for (unsigned t = 0; t < GROUP; t++) {
         const product &p = ((const thread_products *) args[t])->groups[group]
                            [i];
-        unsigned       l = t % EMU_WARP, n_each = n_k / 8;
 
-        if (p.b != desc || p.is_fp8 != is_fp8) {
+        if (p.b != first.b || p.is_fp8 != first.is_fp8
+            || p.n_cols != first.n_cols || p.is_turned != first.is_turned
+            || (p.a == NULL) != (first.a == NULL) || p.a_desc != first.a_desc)
+        {
             emu_fail("threads of a warpgroup differ in their product");
         }
 
-        /* Four words of n_each: rows r and r + 8, then both further on. */
-        for (unsigned e = 0; e < n_k / 2; e++) {
-            unsigned row = t / EMU_WARP * 16 + l / 4 + e / n_each % 2 * 8;
-
-            a[row][l % 4 * n_each + e % n_each + e / n_each / 2 * n_k / 2] =
-                element(p.a, e, is_fp8);
+        if (p.a != NULL) {
+            get_registers(a, p, t);
         }
     }
 
@@ -139,7 +166,7 @@ multiply(void **args, size_t group, size_t i)
         const product &p = ((const thread_products *) args[t])->groups[group]
                            [i];
 
-        for (unsigned e = 0; e < COLS / 2; e++) {
+        for (unsigned e = 0; e < p.n_cols / 2; e++) {
             unsigned l = t % EMU_WARP, col = e / 4 * 8 + l % 4 * 2 + e % 2;
             unsigned row = t / EMU_WARP * 16 + l / 4 + e / 2 % 2 * 8;
             float    sum = p.add ? p.d[e] : 0;
@@ -204,14 +231,29 @@ add_product(const product &one)
 void
 emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add)
 {
-    add_product({ d, a, b, add, false });
+    add_product({ d, a, 0, b, add, false, false, 128 });
 }
 
 
 void
 emu_group_mma8(float *d, const uint32_t *a, uint64_t b, bool add)
 {
-    add_product({ d, a, b, add, true });
+    add_product({ d, a, 0, b, add, true, false, 128 });
+}
+
+
+void
+emu_group_mma_turned(float *d, const uint32_t *a, uint64_t a_desc, uint64_t b,
+                     bool add)
+{
+    add_product({ d, a, a_desc, b, add, false, true, 128 });
+}
+
+
+void
+emu_group_mma_shared(float *d, uint64_t a_desc, uint64_t b, bool add)
+{
+    add_product({ d, NULL, a_desc, b, add, false, false, 64 });
 }
 
 

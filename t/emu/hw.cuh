@@ -375,8 +375,9 @@ hw_group_registers_fewer()
 {
 }
 
+template <int N>
 static inline void
-hw_group_keep(float (&)[64])
+hw_group_keep(float (&)[N])
 {
 }
 
@@ -384,6 +385,24 @@ static inline void
 hw_group_mma(float (&d)[64], const uint4 &a, uint64_t b, bool add)
 {
     emu_group_mma(d, &a.x, b, add);
+}
+
+static inline void
+hw_group_mma_turned(float (&d)[64], const uint4 &a, uint64_t b, bool add)
+{
+    emu_group_mma_turned(d, &a.x, 0, b, add);
+}
+
+static inline void
+hw_group_mma_turned(float (&d)[64], uint64_t a, uint64_t b, bool add)
+{
+    emu_group_mma_turned(d, NULL, a, b, add);
+}
+
+static inline void
+hw_group_mma_shared(float (&d)[32], uint64_t a, uint64_t b, bool add)
+{
+    emu_group_mma_shared(d, a, b, add);
 }
 
 static inline void

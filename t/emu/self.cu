@@ -584,6 +584,72 @@ test_group_fp8(void **)
 }
 
 
+/* Operands in shared memory: A (64, 16), B turned, of 16 rows of 2 times 64
+ * columns; and the product of A with itself.  How many sums are wrong. */
+static unsigned
+shared_product(unsigned lbo)
+{
+    unsigned n_wrong = 0;
+
+    emu_run(1, 128, 8192 + 4096, false, [&] {
+        unsigned char *room = hw_shared();
+        unsigned       t = threadIdx.x, l = hw_lane();
+        uint64_t       way = (uint64_t) 64 << 32 | (uint64_t) 1 << 62;
+        uint64_t       a = way | (hw_shared_address(room) >> 4);
+        uint64_t       b = way | (hw_shared_address(room + 8192) >> 4)
+                           | (uint64_t) (lbo >> 4) << 16;
+        float          d[64], e[32];
+        auto put = [&](unsigned at, unsigned row, unsigned col, unsigned v) {
+            ((uint16_t *) (void *) (room + at + row * 128
+                                    + (col / 8 ^ row % 8) * 16))[col % 8] =
+                (uint16_t) hw_bf16x2((float) v, 0);
+        };
+
+        for (unsigned i = t; i < 64 * 64; i += 128) {
+            put(0, i / 64, i % 64, (i / 64 + i % 64) % 5);
+        }
+
+        for (unsigned i = t; i < 16 * 128; i += 128) {
+            put(8192 + i % 128 / 64 * 2048, i / 128, i % 64,
+                (i / 128 * 3 + i % 128) % 7);
+        }
+
+        hw_shared_fence();
+        __syncthreads();
+        hw_group_fence();
+        hw_group_mma_turned(d, a + 2, b, false);
+        hw_group_mma_shared(e, a, a + 2, false);
+        hw_group_commit();
+        hw_group_wait<0>();
+
+        for (unsigned i = 0; i < 64; i++) {
+            unsigned row = t / 32 * 16 + l / 4 + i / 2 % 2 * 8;
+            unsigned col = i / 4 * 8 + l % 4 * 2 + i % 2;
+            unsigned want = 0, same = 0;
+
+            for (unsigned k = 0; k < 16; k++) {
+                want += (row + k + 16) % 5 * ((k * 3 + col) % 7);
+                same += (row + k) % 5 * ((col + k + 16) % 5);
+            }
+
+            n_wrong += d[i] != (float) want;
+            n_wrong += i < 32 && e[i] != (float) same;
+        }
+    });
+
+    return n_wrong;
+}
+
+
+static void
+test_group_shared(void **)
+{
+    assert_int_equal(shared_product(2048), 0);
+    assert_true(is_caught([] { return shared_product(1024) != 0; }));
+    assert_true(is_caught([] { return shared_product(512) != 0; }));
+}
+
+
 /* What was put is there when it was waited for; not before, and what is changed
  * meanwhile is seen. */
 static void
@@ -647,6 +713,7 @@ main()
         cmocka_unit_test(test_group),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_group_fp8),
+        cmocka_unit_test(test_group_shared),
         cmocka_unit_test(test_bulk_put),
     };
 
