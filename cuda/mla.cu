@@ -17,37 +17,27 @@
  * Tokens of a prompt that follow one another share a table: of those a block
  * takes TOKENS, with four warps each, which read the same page.
  *
+ * DeepSeek's shape is mla_wide.cu's on Hopper.
+ *
  * A part is written unscaled, with maximum and sum; combine_kernel() adds the
  * parts of a token up.  Scores are kept times log2 e, for exp2.
  */
-#include "common.cuh"
+#include "mla.cuh"
 #include "stream.cuh"
 
 #define HEADS           16
 #define WARPS           4
 #define THREADS         (WARPS * HW_WARP)   /* of a token */
 #define TOKENS          2                   /* of a prompt, in a block */
-#define PAGE            BACKEND_PAGE_TOK
+#define PAGE            MLA_PAGE
 #define COLS_MAX        512             /* of values */
 #define GROUPS          (COLS_MAX / 16 / WARPS)
 /* Elements between rows of Q and P: 16 bytes more, so that the rows of a
  * ldmatrix are in different banks. */
 #define Q_STRIDE(row)   ((row) + 8)
 #define P_STRIDE        (PAGE + 8)
-#define LOG2_E          1.44269504f
+#define LOG2_E          MLA_LOG2_E
 #define NOBODY          0xffffffffu
-
-struct mla_args {
-    struct mla        a;
-    struct kv_store   kv;
-    struct cuda_batch batch;
-    /* NULL: there is one part, which goes to y. */
-    float            *parts;    /* (n_tok, n_heads, n_splits, n_latent) */
-    float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
-    uint32_t          n_splits;
-    uint32_t          n_stages;
-    uint32_t          n_tok;
-};
 
 /* Shared memory of mla_kernel(). */
 struct mla_room {
@@ -89,18 +79,6 @@ room_of(uint32_t row, uint32_t n_stages)
     r.sum = r.max + WARPS * HEADS;
 
     return r;
-}
-
-
-/* Pages [from, to) are split blockIdx.y's of token t. */
-static __device__ void
-part_of(const struct mla_args &m, uint32_t t, uint32_t *from, uint32_t *to)
-{
-    uint32_t n_pages = m.batch.pos[t] / PAGE + 1;
-    uint32_t n = cuda_div_up(n_pages, m.n_splits);
-
-    *from = n * blockIdx.y;
-    *to = min(*from + n, n_pages);
 }
 
 
@@ -452,7 +430,7 @@ mla_kernel(const struct mla_args m)
         {
         }
 
-        part_of(m, t1 - 1, &from, &to);
+        mla_part(m, t1 - 1, &from, &to);
         attend(m, t0, t1 - 1, t >= t0 && t < t1 ? t : NOBODY, from, to);
     }
 }
@@ -652,7 +630,8 @@ static uint32_t
 choose_splits(const struct cuda *c, const struct mla *a)
 {
     uint32_t n_pages = c->max_pos / PAGE + 1;
-    uint32_t blocks = c->n_tok * cuda_div_up(a->n_heads, HEADS);
+    uint32_t rows = cuda_mla_wide_can(c, a) ? MLA_WIDE_ROWS : HEADS;
+    uint32_t blocks = c->n_tok * cuda_div_up(a->n_heads, rows);
     uint32_t n = (uint32_t) c->n_sm / blocks;
     size_t   part = part_bytes(c, a);
 
@@ -694,6 +673,11 @@ make_args(struct cuda *c, const struct mla *a, struct mla_args *m)
 static void
 launch_mla(struct cuda *c, const struct mla_args *m)
 {
+    if (cuda_mla_wide_can(c, &m->a)) {
+        cuda_mla_wide(c, m);
+        return;
+    }
+
     uint32_t n = m->n_splits == 1 && c->n_tok > 64
                  && room_bytes(m->kv.row, m->n_stages, TOKENS)
                     <= c->shared_max ? TOKENS : 1;

@@ -465,7 +465,17 @@ test_mla(void **state)
         { DTYPE_BF16, 20, 64, 16, { 300, 1, 65 }, 1 },
         { DTYPE_BF16, 16, 512, 64, { 200, 0, 0 }, 1 },
         { DTYPE_BF16, 5, 130, 30, { 129, 9, 0 }, 5 },
-        { DTYPE_BF16, 5, 130, 30, { 140, 66, 77 }, 25 }
+        { DTYPE_BF16, 5, 130, 30, { 140, 66, 77 }, 25 },
+        /* Warpgroups: rows of one token, of some, of a part of its heads; a
+         * sequence that ends with a page, one with a key of the next. */
+        { DTYPE_BF16, 16, 512, 64, { 65, 1, 448 }, 1 },
+        { DTYPE_BF16, 16, 512, 64, { 129, 66, 0 }, 4 },
+        { DTYPE_BF16, 32, 512, 64, { 65, 0, 0 }, 2 },
+        { DTYPE_BF16, 20, 512, 64, { 67, 0, 200 }, 5 },
+        { DTYPE_BF16, 64, 512, 64, { 64, 333, 3 }, 2 },
+        { DTYPE_BF16, 128, 512, 64, { 0, 131, 0 }, 2 },
+        { DTYPE_BF16, 100, 512, 64, { 64, 0, 0 }, 1 },
+        { DTYPE_BF16, 2, 512, 64, { 130, 200, 0 }, 70 }
     };
     static const struct mla_case large[] = {
         { DTYPE_BF16, 16, 512, 64, { 5000, 77, 640 }, 1 },
