@@ -273,6 +273,11 @@ struct weights {
     struct layer   *layers;     /* (n_layers) */
     void           *memory;     /* of the backend: everything above */
     size_t          n_bytes;
+    struct {
+        void   *memory;
+        size_t  n_bytes;
+    }              *apart;      /* but for weights that would not be tight */
+    size_t          n_apart;
     size_t          n_active_bytes;     /* read for one token */
     uint64_t        n_products;         /* multiply-adds for one token */
     uint64_t        n_head_products;    /* and for a row of logits */
@@ -297,6 +302,7 @@ weights_plan(struct weights *w, struct backend *b, const struct config *c,
              struct err *e);
 int weights_load(struct weights_loader *l, struct err *e);
 void weights_loader_free(struct weights_loader *l);
+size_t weights_bytes(const struct weights *w);
 void weights_free(struct weights *w, struct backend *b);
 
 #endif /* MOE_MODEL_FAMILY_H */

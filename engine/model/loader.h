@@ -50,7 +50,13 @@ struct weights_loader {
     const struct item     *item;
     float                **rooms;       /* (n_threads) rows as FP32 */
     size_t                 n_rooms;
+    int                    misfit;      /* any thread: rows were not tight */
 };
+
+
+/* What one token reads: everything, but of the embedding one row, and of the
+ * experts those that are chosen. */
+size_t loader_active_bytes(const struct weights_loader *l);
 
 
 /* One step of a generator of random numbers, or of a hash. */

@@ -359,7 +359,7 @@ write_plan(struct model *m, const char *quant)
     struct model_info *info = &m->info;
 
     info->on_cpu = strcmp(m->b->name, "cpu") == 0;
-    info->weight_bytes = m->w.n_bytes;
+    info->weight_bytes = weights_bytes(&m->w);
     info->active_weight_bytes = m->w.n_active_bytes;
     info->n_products = m->w.n_products;
     info->n_head_products = m->w.n_head_products;
@@ -368,7 +368,7 @@ write_plan(struct model *m, const char *quant)
              "%s, %u layers, %s: %.1f MiB of weights (%.1f read for a token), "
              "%.1f MiB of keys (%u pages of %d tokens), %.1f MiB of buffers; "
              "%s %s", info->family, info->n_layers, quant,
-             (double) m->w.n_bytes / 1048576,
+             (double) info->weight_bytes / 1048576,
              (double) m->w.n_active_bytes / 1048576,
              (double) m->kv_bytes / 1048576, m->kv.n_pages, MODEL_PAGE_TOK,
              (double) (m->n_bytes - m->kv_bytes) / 1048576, m->b->name,

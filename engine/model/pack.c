@@ -22,8 +22,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* To be raised with every change of a layout in cpu.h or quant.h. */
-static const char magic[8] = "moepack3";
+/* To be raised with every change of a layout in cpu.h, quant.h or tight.h. */
+static const char magic[8] = "moepack4";
 
 #define CHUNK           (4u << 20)
 #define HUGE_PAGE       (2u << 20)

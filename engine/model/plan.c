@@ -351,10 +351,12 @@ plan_weight(struct weights_loader *l, struct item *it, struct weight *w,
 {
     size_t all;
 
-    w->dtype = choose_dtype(l, it);
-    w->n = n;
-    w->n_out = n_out;
-    w->n_in = n_in;
+    *w = (struct weight) { NULL, choose_dtype(l, it), n, n_out, n_in };
+
+    if (w->dtype == DTYPE_BF16) {
+        w->dtype = DTYPE_TIGHT;
+        w->dtype = l->b->ops->weight_bytes(w) != 0 ? DTYPE_TIGHT : DTYPE_BF16;
+    }
 
     size_t one = l->b->ops->weight_bytes(w);
 
@@ -520,10 +522,8 @@ check_unused(const struct weights_loader *l, struct err *e)
 }
 
 
-/* What one token reads: everything, but of the embedding one row, and of the
- * experts those that are chosen. */
-static size_t
-active_bytes(const struct weights_loader *l)
+size_t
+loader_active_bytes(const struct weights_loader *l)
 {
     size_t n = 0;
 
@@ -625,7 +625,7 @@ weights_plan(struct weights *w, struct backend *b, const struct config *c,
         goto failed;
     }
 
-    w->n_active_bytes = active_bytes(l);
+    w->n_active_bytes = loader_active_bytes(l);
     count_products(l);
 
     return l;

@@ -70,6 +70,16 @@ read_rows(const struct weights_loader *l, const struct source *s,
 }
 
 
+static void
+store_rows(struct weights_loader *l, const struct weight *w, uint32_t i,
+         uint32_t row, uint32_t n, const float *rows)
+{
+    if (l->b->ops->weight_put(l->b, w, i, row, n, rows) != 0) {
+        __atomic_store_n(&l->misfit, 1, __ATOMIC_RELAXED);
+    }
+}
+
+
 /* 16 rows of matrix i / tiles. */
 static void
 load_rows(void *ctx, uint32_t i, int thread)
@@ -87,7 +97,7 @@ load_rows(void *ctx, uint32_t i, int thread)
 
     assert(rc == 0);
     (void) rc;
-    l->b->ops->weight_put(l->b, it->target, matrix, row, n, room);
+    store_rows(l, it->target, matrix, row, n, room);
 }
 
 
@@ -115,9 +125,8 @@ load_kv_b(void *ctx, uint32_t i, int thread)
         }
     }
 
-    l->b->ops->weight_put(l->b, &to->w_uk, i, 0, c->kv_lora, turned);
-    l->b->ops->weight_put(l->b, &to->w_uv, i, 0, c->v,
-                          rows + c->nope * n_cols);
+    store_rows(l, &to->w_uk, i, 0, c->kv_lora, turned);
+    store_rows(l, &to->w_uv, i, 0, c->v, rows + c->nope * n_cols);
 }
 
 
@@ -147,10 +156,8 @@ load_vector(struct weights_loader *l, const struct item *it)
 
 
 static void
-place_item(struct weights_loader *l, const struct item *it)
+place_item(struct weights_loader *l, const struct item *it, char *at)
 {
-    char *at = (char *) l->w->memory + it->offset;
-
     switch (it->spec->kind) {
     case TENSOR_VECTOR:
         *(float **) it->target = (float *) (void *) at;
@@ -186,12 +193,14 @@ settle_item(struct weights_loader *l, const struct item *it)
 }
 
 
-static void
+/* -1: it does not fit the dtype that it was given. */
+static int
 load_item(struct weights_loader *l, const struct item *it)
 {
     uint32_t tiles = (it->n_rows + ROWS - 1) / ROWS;
 
     l->item = it;
+    l->misfit = 0;
 
     switch (it->spec->kind) {
     case TENSOR_VECTOR:
@@ -205,6 +214,91 @@ load_item(struct weights_loader *l, const struct item *it)
     default:
         l->b->ops->each(l->b, tiles * it->n, load_rows, l);
     }
+
+    return l->misfit ? -1 : 0;
+}
+
+
+/* Of an item that is not a vector: its weights. */
+static int
+weights_of(const struct weights_loader *l, const struct item *it,
+           struct weight **of)
+{
+    struct layer *layer = &l->w->layers[it->i_layer];
+
+    if (it->spec->kind == TENSOR_KV_B) {
+        of[0] = &layer->w_uk;
+        of[1] = &layer->w_uv;
+        return 2;
+    }
+
+    of[0] = it->target;
+
+    return 1;
+}
+
+
+/* An image has no bytes for what was loaded apart. */
+static const uint8_t nothing[64];
+
+static int
+is_apart(const struct weights_loader *l, const struct item *it)
+{
+    struct weight *of[2];
+
+    return it->spec->kind != TENSOR_VECTOR
+           && weights_of(l, it, of) != 0 && of[0]->dtype == DTYPE_TIGHT
+           && memcmp(of[0]->data, nothing, sizeof(nothing)) == 0;
+}
+
+
+/* An item that would not be tight: as BF16, in memory of its own. */
+static int
+load_apart(struct weights_loader *l, struct item *it, struct err *e)
+{
+    struct weights *w = l->w;
+    struct weight  *of[2];
+    void           *apart = realloc(w->apart, (w->n_apart + 1)
+                                              * sizeof(*w->apart));
+    int             n = weights_of(l, it, of);
+    size_t          n_bytes = 0;
+
+    for (int i = 0; i < n; i++) {
+        of[i]->dtype = DTYPE_BF16;
+        n_bytes += loader_align(l->b->ops->weight_bytes(of[i]) * of[i]->n);
+    }
+
+    log_line(LOG_LEVEL_NOTICE, "%s, layer %u: exponents too far apart to be "
+             "kept tight: %.1f MiB instead of %.1f", it->spec->name,
+             it->i_layer, (double) n_bytes / 1048576,
+             (double) it->n_bytes / 1048576);
+
+    w->apart = apart != NULL ? apart : w->apart;
+
+    void *memory = apart != NULL && n_bytes <= l->b->ops->room(l->b)
+                   ? l->b->ops->alloc(l->b, n_bytes) : NULL;
+
+    if (memory == NULL) {
+        return err_set(e, "%s: cannot get %zu bytes for it", it->spec->name,
+                       n_bytes);
+    }
+
+    w->apart[w->n_apart].memory = memory;
+    w->apart[w->n_apart++].n_bytes = n_bytes;
+    it->n_bytes = n_bytes;
+    w->n_active_bytes = loader_active_bytes(l);
+    place_item(l, it, memory);
+
+    if (l->b->layout != 0) {
+        settle_item(l, it);
+    }
+
+    if (l->head_is_embed) {
+        w->globals.head = w->globals.embed;
+    }
+
+    return load_item(l, it) == 0 ? 0 : err_set(e, "%s: does not fit BF16",
+                                               it->spec->name);
 }
 
 
@@ -290,7 +384,7 @@ get_memory(struct weights_loader *l, struct pack *pack, struct err *e)
     }
 
     for (size_t i = 0; i < l->n_items; i++) {
-        place_item(l, &l->items[i]);
+        place_item(l, &l->items[i], (char *) w->memory + l->items[i].offset);
     }
 
     if (l->head_is_embed) {
@@ -318,26 +412,34 @@ weights_load(struct weights_loader *l, struct err *e)
         .dir = l->src.pack_dir, .model_dir = l->src.dir,
         .quant = l->src.quant, .b = l->b, .n_bytes = w->n_bytes
     };
-    int             rc = get_memory(l, &pack, e);
+    int             kept = get_memory(l, &pack, e);
 
-    if (rc != 0) {
-        return rc < 0 ? -1 : 0;
-    }
-
-    if (make_rooms(l, e) != 0) {
+    if (kept < 0 || make_rooms(l, e) != 0) {
         return -1;
     }
 
     for (size_t i = 0; i < l->n_items; i++) {
-        load_item(l, &l->items[i]);
-        done += l->items[i].n_bytes;
+        struct item *it = &l->items[i];
 
-        if (l->src.progress != NULL) {
+        done += it->n_bytes;
+
+        if (kept ? is_apart(l, it) : load_item(l, it) != 0) {
+            if (!kept) {
+                l->b->ops->put(l->b, (char *) w->memory + it->offset, nothing,
+                               sizeof(nothing));
+            }
+
+            if (load_apart(l, it, e) != 0) {
+                return -1;
+            }
+        }
+
+        if (l->src.progress != NULL && !kept) {
             l->src.progress(l->src.progress_ctx, done, w->n_bytes);
         }
     }
 
-    if (pack.dir != NULL) {
+    if (pack.dir != NULL && !kept) {
         pack_save(&pack);
     }
 
@@ -365,9 +467,27 @@ weights_loader_free(struct weights_loader *l)
 }
 
 
+size_t
+weights_bytes(const struct weights *w)
+{
+    size_t n = w->n_bytes;
+
+    for (size_t i = 0; i < w->n_apart; i++) {
+        n += w->apart[i].n_bytes;
+    }
+
+    return n;
+}
+
+
 void
 weights_free(struct weights *w, struct backend *b)
 {
+    for (size_t i = 0; i < w->n_apart; i++) {
+        b->ops->free(b, w->apart[i].memory, w->apart[i].n_bytes);
+    }
+
+    free(w->apart);
     b->ops->free(b, w->memory, w->n_bytes);
     free(w->layers);
     memset(w, 0, sizeof(*w));

@@ -537,7 +537,8 @@ plan(struct weights *w, struct config *c, const char *dir, int64_t seed)
     }
 
     for (size_t i = 0; i < l->n_items; i++) {
-        place_item(l, &l->items[i]);
+        place_item(l, &l->items[i],
+                   (char *) w->memory + l->items[i].offset);
     }
 
     return l;

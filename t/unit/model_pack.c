@@ -1,9 +1,11 @@
 /*
  * model_pack.c - images of packed weights: the same logits from them, one made
  * anew when the model has changed, another kind is asked for, or the file is
- * cut off or damaged; and a model that loads where none can be written.
+ * cut off or damaged; a model that loads where none can be written; and weights
+ * whose exponents are too far apart to be kept tight, which are BF16.
  */
 #include <fcntl.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -72,6 +74,33 @@ copy_model(long at)
 }
 
 
+/* Numbers of exponents from -14 to 4 from byte `at` of the model on. */
+static void
+spread_exponents(long at, int n)
+{
+    char  path[256];
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/model.safetensors", model_dir);
+    f = fopen(path, "r+b");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, at, SEEK_SET), 0);
+
+    for (int i = 0; i < n; i++) {
+        uint16_t h = (uint16_t) ((i * 7 % 20) << 10 | (i * 37 % 128) << 3
+                                 | (i % 2) << 15);
+
+        assert_int_equal(fwrite(&h, sizeof(h), 1, f), 1);
+    }
+
+    assert_int_equal(fclose(f), 0);
+}
+
+
+/* Bytes of its weights, and of those that a token reads. */
+static uint64_t weight_bytes, active_bytes;
+
+
 static void
 run(const char *quant, const char *packs, float *out)
 {
@@ -90,6 +119,8 @@ run(const char *quant, const char *packs, float *out)
         fail_msg("%s", e.text);
     }
 
+    weight_bytes = model_info(m)->weight_bytes;
+    active_bytes = model_info(m)->active_weight_bytes;
     assert_int_equal(model_info(m)->n_vocab, N_VOCAB);
     model_forward(m, &seg, 1, &logits);
     memcpy(out, logits, sizeof(float) * N_TOK * N_VOCAB);
@@ -212,6 +243,85 @@ test_damaged(void **state)
 }
 
 
+/* Where some weights are, how many, how many bytes they are as BF16, and how
+ * many more a token reads then: a tile of n_in columns has (n_in + 1) / 2 pairs
+ * of 64 bytes, or a head of 64 and (n_in + 7) / 8 steps of 192. */
+static const struct {
+    const char *name;
+    long        at;
+    int         n;
+    int         bytes;
+    int         active;
+} spreads[] = {
+    { "head, 8 of 32", 9824, 128 * 32, 8 * 1024, 8 * (1024 - 832) },
+    { "embedding, 8 of 32", 18016, 128 * 32, 8 * 1024, 0 },
+    { "kv_b, 4 heads of 2 of 16 and 1 of 24", 39184, 112 * 24,
+      4 * (2 * 512 + 768), 4 * (2 * (512 - 448) + 768 - 640) },
+    { "experts, 8 of 2 and 2 of 32 and 2 of 20", 52856, 8 * 3 * 32 * 20,
+      8 * (2 * 2 * 1024 + 2 * 640), 2 * 2 * 2 * (1024 - 832) }
+};
+
+
+/* Nothing is rounded for want of room: the logits are as near to those of FP32
+ * weights as the weights of BF16 are, but for tokens which a router sends
+ * elsewhere for a last bit: five of nine with the embedding below. */
+static void
+check_near_f32(const char *name, const float *got)
+{
+    static float want[N_TOK * N_VOCAB];
+    int          near = 0;
+
+    run("f32", NULL, want);
+
+    for (size_t row = 0; row < N_TOK; row++) {
+        float most = 0, apart = 0;
+
+        for (size_t i = row * N_VOCAB; i < (row + 1) * N_VOCAB; i++) {
+            most = fmaxf(most, fabsf(want[i]));
+            apart = fmaxf(apart, fabsf(got[i] - want[i]));
+        }
+
+        near += apart < 0.05f * most;
+    }
+
+    if (near < N_TOK / 3) {
+        fail_msg("%s: logits of %d of %d tokens are near", name, near, N_TOK);
+    }
+}
+
+
+static void
+test_apart(void **state)
+{
+    static float got[N_TOK * N_VOCAB];
+
+    (void) state;
+    copy_model(-1);
+    run("bf16", NULL, got);
+
+    uint64_t all = weight_bytes, active = active_bytes;
+
+    check_near_f32("tight", got);
+
+    for (size_t i = 0; i < sizeof(spreads) / sizeof(spreads[0]); i++) {
+        copy_model(-1);
+        spread_exponents(spreads[i].at, spreads[i].n);
+        run("bf16", NULL, got);
+        assert_int_equal(weight_bytes, all + (uint64_t) spreads[i].bytes);
+        assert_int_equal(active_bytes, active + (uint64_t) spreads[i].active);
+        check_near_f32(spreads[i].name, got);
+
+        /* They are not in the image, which is good all the same. */
+        assert_true(check("bf16", image));
+        assert_false(check("bf16", image));
+        assert_int_equal(weight_bytes, all + (uint64_t) spreads[i].bytes);
+        assert_int_equal(active_bytes, active + (uint64_t) spreads[i].active);
+    }
+
+    copy_model(-1);
+}
+
+
 static void
 test_nowhere_to_write(void **state)
 {
@@ -261,7 +371,7 @@ main(void)
         cmocka_unit_test(test_changed_model),
         cmocka_unit_test(test_changed_model_of_same_age),
         cmocka_unit_test(test_cut_off), cmocka_unit_test(test_damaged),
-        cmocka_unit_test(test_nowhere_to_write)
+        cmocka_unit_test(test_apart), cmocka_unit_test(test_nowhere_to_write)
     };
 
     log_max = LOG_LEVEL_ERROR;      /* what is made anew is logged */
