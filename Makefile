@@ -244,11 +244,11 @@ test-cuda:
 
 # One call that says all a machine with a GPU can say; see the script.
 GPU_BENCH = $(CUDA_TEST:%.c=$(O)/%.gpu) $(O)/t/bench/cuda/kernels \
-            $(O)/t/bench/cuda/model
+            $(O)/t/bench/cuda/model $(O)/t/tools/gguf
 bench-cuda:
 	@if [ -n "$(NVCC)" ]; then \
 	    $(MAKE) --no-print-directory $(GPU_BENCH) && \
-	    t/bench/cuda/run.sh $(O) $(PHASES); \
+	    PEER=$(PEER) t/bench/cuda/run.sh $(O) $(PHASES); \
 	else echo "SKIP: no nvcc to build CUDA's benchmarks with"; fi
 
 # What another machine, which has a GPU, wants beside the tree.
@@ -315,7 +315,7 @@ help:
 	@echo "make start | stop         the same in the background"
 	@echo "make test [LONG=1]        everything that needs no GPU"
 	@echo "make cuda | test-cuda     the engine with CUDA; its tests on a GPU"
-	@echo "make bench-cuda           kernels and models on a GPU, beside its ceilings;"
+	@echo "make bench-cuda [PEER=..] kernels and models on a GPU, beside its ceilings;"
 	@echo "                          bench-cuda-pack: for a GPU on another machine"
 	@echo "make bench [PEER=...]     every benchmark that this machine can run; PEER is"
 	@echo "                          a llama-bench, perhaps beside a llama-server, to run on"

@@ -10,6 +10,9 @@
 # Full output goes to BUILD/cuda/*.log, or where OUT says; the table comes last,
 # and then the goals beside what these phases have measured.  CHECK_S and so on
 # bound each step of a phase in seconds: a phase ends within ten minutes.
+#
+# PEER=path/to/llama-bench, of a llama.cpp that was built for this GPU, is one
+# more peer: the same weights, in a file of BUILD/peer that is written first.
 set -u
 cd "$(dirname "$0")/../../.."
 build=$1
@@ -100,9 +103,45 @@ ceiling() {
     export PRODUCT_TFLOP_S
 }
 
+# llama.cpp on weights of seed 1 as this type.
+llama() {
+    local shape=$1 type=$2 file="$build/peer/$1-$2.gguf"
+
+    mkdir -p "$build/peer"
+    [ -e "$file" ] || {
+        limited "${GGUF_S:-200}" "$build/t/tools/gguf" \
+            "t/data/configs/$shape" "$file.new" "$type" 1 \
+            && mv "$file.new" "$file"
+    } || { say "$file: not written"; return; }
+
+    for args in '-p 2048,8192 -n 0' '-p 0 -n 64 -d 1024,8192'; do
+        limited "${PEERS_S:-120}" "$PEER" -m "$file" -ngl 99 -fa 1 -r 3 \
+            -o jsonl $args 2> "$out/llama.log"
+    done | perl -MJSON::PP -ne '
+        next if !/^\{/;
+        my $r = decode_json($_);
+        printf "bench cuda.%s.llama_%s_%s %.5g tok/s\n", @what,
+            $r->{n_prompt} ? "prefill_$r->{n_prompt}"
+                           : "decode_1_ctx_$r->{n_depth}", $r->{avg_ts};
+        BEGIN { @what = splice @ARGV, 0, 2 }' "$shape" "$type" \
+        > "$out/llama.bench"
+    cat "$out/llama.bench" >> "$out/bench.log"
+    [ -s "$out/llama.bench" ] || tail -3 "$out/llama.log"
+}
+
 peers() {
-    has_torch || { say 'no PyTorch: no peers'; return; }
-    peer t/data/configs/deepseek-v2-lite
+    if has_torch; then
+        peer t/data/configs/deepseek-v2-lite
+    else
+        say 'no PyTorch: no transformers beside it'
+    fi
+
+    if [ -n "${PEER:-}" ]; then
+        llama deepseek-v2-lite bf16
+        llama deepseek-v2-lite q8_0
+    else
+        say 'no PEER: no llama.cpp beside it'
+    fi
 }
 
 # What each goal is, beside what was measured.
@@ -165,5 +204,5 @@ done
 
 grep '^|' "$out/bench.log" | cut -c3-
 goals
-grep -E '^bench cuda\.(copy|product|.*transformers)' "$out/bench.log"
+grep -E '^bench cuda\.(copy|product|.*(transformers|llama_))' "$out/bench.log"
 exit 0
