@@ -1,30 +1,34 @@
 # The kernels of cuda/ in the emulation (t/emu), with threads and blocks taking
 # their turns backwards and shuffled: a barrier that is missing shows in one of
-# the orders.  t/cuda/ops.c itself runs them forwards, on a Hopper.
+# the orders.  t/cuda/*.c themselves run them forwards, on a Hopper.
 
 use strict;
 use warnings;
 
 use Test::More;
 
-my $ops = ($ENV{BUILD} // 'build') . '/t/cuda/ops.emu';
+my @tests = map { ($ENV{BUILD} // 'build') . "/t/cuda/$_.emu" }
+            qw(ops attention);
 
 plan skip_all => 'not built: ThreadSanitizer takes fibres for threads'
-    unless -x $ops;
+    unless -x $tests[0];
+
+sub passes {
+    my ($test, $what) = @_;
+    my $out = `$test 2>&1`;
+    is($?, 0, "$what, " . $test =~ s{.*/}{}r)
+        or diag(grep { !/^ok/ } map { "$_\n" } split /\n/, $out);
+}
 
 for my $order (1, 2) {
     local $ENV{MOE_EMU_ORDER} = $order;
-    my $out = `$ops 2>&1`;
-    is($?, 0, "every op in order of turns $order")
-        or diag(grep { !/^ok/ } map { "$_\n" } split /\n/, $out);
+    passes($_, "every op in order of turns $order") for @tests;
 }
 
 # What does not have Hopper's warpgroups goes other ways.
 {
     local $ENV{MOE_TEST_BACKEND} = 'cuda:mma';
-    my $out = `$ops 2>&1`;
-    is($?, 0, 'every op without warpgroups')
-        or diag(grep { !/^ok/ } map { "$_\n" } split /\n/, $out);
+    passes($_, 'every op without warpgroups') for @tests;
 }
 
 # With a device or without, the choice is said, and is the operator's.

@@ -305,6 +305,18 @@ rows_compare(const struct rows *r, double most, const char *fmt, ...)
 }
 
 
+#define OP_BF16_MOST    5e-3    /* what rounding x to bf16 may cost */
+#define OP_F32_MOST     1e-5
+#define OP_FP8_MOST     1e-2    /* where scales are rounded to bf16, too */
+
+static inline double
+most_of(enum dtype t)
+{
+    return t == DTYPE_F32 ? OP_F32_MOST : t == DTYPE_FP8 ? OP_FP8_MOST
+           : OP_BF16_MOST;
+}
+
+
 /* What ops of the vtable are called with, once each. */
 #define EACH(i)         for (int i = 0; i < 2; i++)
 #define OP(i, name, ...)                                                      \

@@ -37,7 +37,7 @@ limited() {
 
 # A line a test: which backend, how many cases passed and failed.
 check() {
-    for run in ops:cuda ops:cuda:mma ops:cuda:deterministic model:cuda; do
+    for run in {ops,attention}:cuda{,:mma,:deterministic} model:cuda; do
         log="$out/${run//:/-}.log"
         MOE_TEST_BACKEND=${run#*:} limited "${CHECK_S:-120}" \
             "$build/t/cuda/${run%%:*}.gpu" > "$log" 2>&1
@@ -52,16 +52,18 @@ sanitize() {
     command -v compute-sanitizer > /dev/null \
         || { say 'no compute-sanitizer'; return; }
     for tool in memcheck racecheck initcheck synccheck; do
-        MOE_TEST_SMALL=1 limited "${SANITIZE_S:-120}" compute-sanitizer \
-            --tool $tool --error-exitcode 3 "$build/t/cuda/ops.gpu" \
-            > "$out/$tool.log" 2>&1
-        say "$tool: $(grep -E 'SUMMARY|ERROR: |stopped' "$out/$tool.log" \
-            | tail -1)"
+        for test in ops attention; do
+            MOE_TEST_SMALL=1 limited "${SANITIZE_S:-120}" compute-sanitizer \
+                --tool $tool --error-exitcode 3 "$build/t/cuda/$test.gpu" \
+                > "$out/$tool-$test.log" 2>&1
+            say "$tool $test: $(grep -E 'SUMMARY|ERROR: |stopped' \
+                "$out/$tool-$test.log" | tail -1)"
+        done
     done
 }
 
 # What the device reaches at best, and then the kernels beside it; those for
-# many rows also without warpgroups.
+# many rows, and attention, also without warpgroups.
 kernels() {
     ceiling
     limited "${KERNELS_S:-150}" "$build/t/bench/cuda/kernels" \

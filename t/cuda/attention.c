@@ -1,0 +1,292 @@
+/*
+ * attention.c - attention over pages of keys, on the CUDA backend and by the
+ * reference: pages dealt out in no order, that hold NaN where there is no key.
+ */
+#include "pair.h"
+
+#define N_PAGES     240
+
+/* Keys of three sequences, whose pages are dealt out in turn. */
+struct keys {
+    struct both     b;
+    struct kv_store store[2];
+    uint32_t        tables[3][N_PAGES / 3];
+};
+
+
+/* Of n columns, for positions 0 .. n_ctx - 1, put as prompts. */
+static void
+keys_make(struct keys *k, enum dtype dtype, uint32_t n,
+          const uint32_t (*n_ctx)[3])
+{
+    uint32_t      row = backend_pad(n);
+    size_t        n_kv = (size_t) N_PAGES * 2 * BACKEND_PAGE_TOK * row;
+    struct tokens t;
+
+    k->b = both_make(n_kv * dtype_bytes(dtype));
+    EACH(b) {
+        k->store[b] = (struct kv_store) {
+            k->b.at[b], dtype, N_PAGES, 2, row
+        };
+    }
+
+    /* What sequences before left in the pages may be anything. */
+    unsigned char *left = malloc(k->b.n_bytes);
+
+    assert_non_null(left);
+    memset(left, 0xff, k->b.n_bytes);
+    both_put(&k->b, left);
+    free(left);
+
+    for (uint32_t i = 0; i < N_PAGES; i++) {
+        k->tables[i % 3][i / 3] = (i * 7) % N_PAGES;
+    }
+
+    for (uint32_t s = 0; s < 3; s++) {
+        for (uint32_t pos = 0; pos < (*n_ctx)[s]; pos += t.batch.n_tok) {
+            uint32_t    m = (*n_ctx)[s] - pos < 64 ? (*n_ctx)[s] - pos : 64;
+            struct rows x = rows_make(m, n, n);
+
+            for (uint32_t i = 0; i < m; i++) {
+                t.ids[i] = 0;
+                t.pos[i] = pos + i;
+                t.pages[i] = k->tables[s];
+            }
+
+            t.batch = (struct batch) { m, t.ids, t.pos, t.pages, 0 };
+            EACH(b) {
+                OP(b, begin, &t.batch);
+                OP(b, kv_put, &k->store[b], 1, tensor_of(&x, b), n);
+            }
+            rows_free(&x);
+        }
+    }
+}
+
+
+/* The last n_new of each sequence. */
+static void
+tokens_last(struct tokens *t, const struct keys *k,
+            const uint32_t (*n_ctx)[3], const uint32_t (*n_new)[3])
+{
+    uint32_t n = 0;
+
+    for (uint32_t s = 0; s < 3; s++) {
+        for (uint32_t i = 0; i < (*n_new)[s] && (*n_ctx)[s] != 0; i++, n++) {
+            t->ids[n] = 0;
+            t->pos[n] = (*n_ctx)[s] - (*n_new)[s] + i;
+            t->pages[n] = k->tables[s];
+        }
+    }
+
+    t->batch = (struct batch) { n, t->ids, t->pos, t->pages, 0 };
+}
+
+
+struct mla_case {
+    enum dtype dtype;
+    uint32_t   n_heads;
+    uint32_t   n_latent;
+    uint32_t   n_rope;
+    uint32_t   n_ctx[3];        /* of three sequences; 0: none */
+    uint32_t   n_new;           /* tokens of each that ask */
+};
+
+
+/* Keys of all positions first, then the last n_new of each ask. */
+static void
+check_mla(const struct mla_case *k)
+{
+    uint32_t      n = k->n_latent + k->n_rope, row = backend_pad(n);
+    uint32_t      n_new[3] = { k->n_new, k->n_new, k->n_new };
+    struct keys   keys;
+    struct tokens t;
+
+    keys_make(&keys, k->dtype, n, &k->n_ctx);
+    tokens_last(&t, &keys, &k->n_ctx, (const uint32_t (*)[3]) &n_new);
+
+    uint32_t    n_tok = t.batch.n_tok;
+    struct rows q = rows_make(n_tok, k->n_heads * row, k->n_heads * row);
+    struct rows y = rows_make(n_tok, k->n_heads * row, k->n_heads * row);
+
+    for (size_t i = 0; i < (size_t) n_tok * k->n_heads * row; i++) {
+        q.host[i] = i % row < n ? q.host[i] : 0;
+    }
+
+    both_put(&q.b, q.host);
+    EACH(b) {
+        struct mla a = {
+            .y = tensor_of(&y, b), .q = tensor_of(&q, b),
+            .kv = &keys.store[b], .layer = 1, .n_heads = k->n_heads,
+            .n_latent = k->n_latent, .scale = 2 / sqrtf((float) n)
+        };
+
+        OP(b, begin, &t.batch);
+        backends[b]->ops->mla(backends[b], &a);
+    }
+
+    /* Between heads there is padding that neither writes. */
+    rows_compare(&y, most_of(k->dtype), "mla, %u heads, %u + %u, context %u "
+                 "%u %u", k->n_heads, k->n_latent, k->n_rope, k->n_ctx[0],
+                 k->n_ctx[1], k->n_ctx[2]);
+    rows_free(&q);
+    rows_free(&y);
+    both_free(&keys.b);
+}
+
+
+static void
+test_mla(void **state)
+{
+    static const struct mla_case cases[] = {
+        { DTYPE_F32, 3, 19, 6, { 70, 0, 1 }, 1 },
+        { DTYPE_BF16, 3, 19, 6, { 1, 2, 0 }, 1 },
+        { DTYPE_BF16, 4, 24, 8, { 65, 64, 130 }, 2 },
+        { DTYPE_BF16, 20, 64, 16, { 300, 1, 65 }, 1 },
+        { DTYPE_BF16, 16, 512, 64, { 200, 0, 0 }, 1 },
+        { DTYPE_BF16, 5, 130, 30, { 129, 9, 0 }, 5 },
+        { DTYPE_BF16, 5, 130, 30, { 140, 66, 77 }, 25 },
+        /* Warpgroups: rows of one token, of some, of a part of its heads; a
+         * sequence that ends with a page, one with a key of the next. */
+        { DTYPE_BF16, 16, 512, 64, { 65, 1, 448 }, 1 },
+        { DTYPE_BF16, 16, 512, 64, { 129, 66, 0 }, 4 },
+        { DTYPE_BF16, 32, 512, 64, { 65, 0, 0 }, 2 },
+        { DTYPE_BF16, 20, 512, 64, { 67, 0, 200 }, 5 },
+        { DTYPE_BF16, 64, 512, 64, { 64, 333, 3 }, 2 },
+        { DTYPE_BF16, 128, 512, 64, { 0, 131, 0 }, 2 },
+        { DTYPE_BF16, 100, 512, 64, { 64, 0, 0 }, 1 },
+        { DTYPE_BF16, 2, 512, 64, { 130, 200, 0 }, 70 }
+    };
+    static const struct mla_case large[] = {
+        { DTYPE_BF16, 16, 512, 64, { 5000, 77, 640 }, 1 },
+        { DTYPE_BF16, 128, 512, 64, { 1111, 77, 0 }, 2 }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        check_mla(&cases[i]);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(large) && !is_small(); i++) {
+        check_mla(&large[i]);
+    }
+}
+
+
+struct prompt_case {
+    uint32_t n_heads;
+    uint32_t n_latent;
+    uint32_t nope;
+    uint32_t rope;
+    uint32_t v;
+    uint32_t n_ctx[3];
+    uint32_t n_new[3];
+};
+
+
+/* The calls of a layer's attention, in a step of so many tokens that they may
+ * be put together: heads, rope, mla, heads. */
+static void
+check_prompt(const struct prompt_case *k)
+{
+    uint32_t      n = k->n_latent + k->rope, row = backend_pad(n);
+    uint32_t      qk = k->nope + k->rope, n_h = k->n_heads, none = 0;
+    struct weight uk[2], uv[2];
+    struct keys   keys;
+    struct tokens t;
+
+    keys_make(&keys, DTYPE_BF16, n, &k->n_ctx);
+    tokens_last(&t, &keys, &k->n_ctx, &k->n_new);
+    t.batch.repeats = 1;
+
+    uint32_t    n_tok = t.batch.n_tok;
+    struct rows q = rows_make(n_tok, n_h * qk, n_h * qk);
+    struct rows angles = rows_make(n_tok, k->rope, k->rope);
+    struct rows latent = rows_make(n_tok, n_h * row, n_h * row);
+    struct rows out = rows_make(n_tok, n_h * row, n_h * row);
+    struct rows y = rows_poisoned(n_tok, n_h * k->v, n_h * k->v + 1);
+
+    memset(latent.host, 0, latent.b.n_bytes);   /* its padding */
+    both_put(&latent.b, latent.host);
+    weight_make(uk, DTYPE_BF16, n_h, k->n_latent, k->nope);
+    weight_make(uv, DTYPE_BF16, n_h, k->v, k->n_latent);
+    EACH(b) {
+        struct heads to = { tensor_of(&latent, b), tensor_of(&q, b), row, qk,
+                            &uk[b], n_tok };
+        struct rope  rope = {
+            tensor_from(to.y, k->n_latent), tensor_from(to.x, k->nope), row,
+            qk, tensor_of(&angles, b), n_h, k->rope, 1
+        };
+        struct mla   mla = {
+            tensor_of(&out, b), to.y, &keys.store[b], 1, n_h, k->n_latent,
+            1 / sqrtf((float) n)
+        };
+        struct heads from = { tensor_of(&y, b), mla.y, k->v, row, &uv[b],
+                              n_tok };
+
+        OP(b, begin, &t.batch);
+        OP(b, heads, &to);
+        OP(b, rope, &rope);
+        OP(b, mla, &mla);
+        OP(b, heads, &from);
+        OP(b, gather, tensor_of(&out, b), tensor_of(&q, b), &none, 0, 1);
+    }
+    rows_compare(&y, OP_BF16_MOST, "prompt, %u heads, %u: %u + %u, %u", n_h,
+                 k->n_latent, k->nope, k->rope, k->v);
+    rows_free(&q);
+    rows_free(&angles);
+    rows_free(&latent);
+    rows_free(&out);
+    rows_free(&y);
+    weight_free(uk);
+    weight_free(uv);
+    both_free(&keys.b);
+}
+
+
+static void
+test_prompt(void **state)
+{
+    /* Long and short runs; one of all sizes off their tiles; DeepSeek's. */
+    static const struct prompt_case cases[] = {
+        { 3, 48, 24, 16, 20, { 330, 70, 140 }, { 150, 3, 140 } },
+        { 2, 80, 128, 64, 128, { 270, 129, 0 }, { 270, 1, 0 } },
+        { 1, 35, 24, 16, 20, { 280, 0, 0 }, { 280, 0, 0 } }
+    };
+    static const struct prompt_case large = {
+        16, 512, 128, 64, 128, { 900, 70, 300 }, { 300, 2, 90 }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        check_prompt(&cases[i]);
+    }
+
+    if (!is_small()) {
+        check_prompt(&large);
+    }
+}
+
+
+int
+main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mla),
+        cmocka_unit_test(test_prompt),
+    };
+
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+
+    if (pair_open() != 0) {
+        return 1;
+    }
+
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+
+    pair_close();
+
+    return rc;
+}
