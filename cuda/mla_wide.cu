@@ -378,7 +378,7 @@ soften(uint4 (&p)[PAGE / 16], float (&sum)[2], float (&s)[32],
 {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float base = max[half] == -INFINITY ? 0 : max[half];
+        float base = max[half] == -INFINITY ? 0 : max[half] * scale;
 
         sum[half] = 0;
 
@@ -386,7 +386,7 @@ soften(uint4 (&p)[PAGE / 16], float (&sum)[2], float (&s)[32],
         for (int i = 0; i < 16; i++) {
             float &v = s[i / 2 * 4 + half * 2 + i % 2];
 
-            v = hw_exp2((v - base) * scale);
+            v = hw_exp2(v * scale - base);
             sum[half] += v;
         }
     }
