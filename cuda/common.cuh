@@ -319,8 +319,9 @@ int cuda_wide_heads(struct cuda *c, const struct heads *a, int add);
 int cuda_wide_moe(struct cuda *c, const struct moe *a, const uint32_t *place,
                   const uint32_t *start);
 
-/* mla.cu, route.cu, moe.cu */
+/* mla.cu, gqa.cu, route.cu, moe.cu */
 void cuda_mla(struct backend *b, const struct mla *a);
+void cuda_gqa(struct backend *b, const struct gqa *a);
 void cuda_route(struct backend *b, const struct route *a);
 void cuda_moe(struct backend *b, const struct moe *a);
 

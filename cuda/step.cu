@@ -29,7 +29,7 @@
 
 enum op_kind {
     OP_EMBED, OP_RMSNORM, OP_LINEAR, OP_HEADS, OP_ANGLES, OP_ROPE, OP_KV_PUT,
-    OP_MLA, OP_ROUTE, OP_MOE, OP_SILU_MUL
+    OP_MLA, OP_GQA, OP_ROUTE, OP_MOE, OP_SILU_MUL
 };
 
 struct op {
@@ -46,6 +46,7 @@ struct op {
         struct { const struct kv_store *kv; uint32_t layer; struct tensor x;
                  uint32_t n; } kv_put;
         struct mla             mla;
+        struct gqa             gqa;
         struct route           route;
         struct moe             moe;
         struct { struct tensor y, gate, up; uint32_t n_rows, n; } silu;
@@ -240,6 +241,20 @@ op_mla(struct backend *b, const struct mla *a)
 
 
 static void
+op_gqa(struct backend *b, const struct gqa *a)
+{
+    struct op *op;
+
+    if (is_direct(b)) {
+        cuda_gqa(b, a);
+
+    } else if ((op = op_add(cuda_of(b), OP_GQA)) != NULL) {
+        op->gqa = *a;
+    }
+}
+
+
+static void
 op_route(struct backend *b, const struct route *a)
 {
     struct op *op;
@@ -298,7 +313,7 @@ op_gather(struct backend *b, struct tensor y, struct tensor x,
 const struct backend_ops cuda_step_ops = {
     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     op_embed, op_rmsnorm, op_linear, op_heads, op_angles, op_rope, op_kv_put,
-    op_mla, NULL, op_route, op_moe, op_silu_mul, op_gather, NULL, NULL, NULL
+    op_mla, op_gqa, op_route, op_moe, op_silu_mul, op_gather, NULL, NULL, NULL
 };
 
 
@@ -555,6 +570,9 @@ put_one(struct cuda *c, const struct op *op)
         break;
     case OP_MLA:
         cuda_mla(b, &op->mla);
+        break;
+    case OP_GQA:
+        cuda_gqa(b, &op->gqa);
         break;
     case OP_ROUTE:
         cuda_route(b, &op->route);

@@ -290,7 +290,6 @@ struct backend_ops {
     void     (*kv_put)(struct backend *b, const struct kv_store *kv,
                        uint32_t layer, struct tensor x, uint32_t n);
     void     (*mla)(struct backend *b, const struct mla *a);
-    /* NULL: this backend does not have it. */
     void     (*gqa)(struct backend *b, const struct gqa *a);
 
     void     (*route)(struct backend *b, const struct route *a);

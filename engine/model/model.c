@@ -427,12 +427,6 @@ load(struct model *m, const struct model_options *o, struct err *e)
         return -1;
     }
 
-    if (m->c.n_kv_heads != 0 && m->b->ops->gqa == NULL) {
-        return err_set(e, "model_type \"%s\": backend %s has no grouped-query "
-                       "attention; expected --backend cpu", m->c.family,
-                       m->b->name);
-    }
-
     if (!m->b->host_memory) {
         src.pack_dir = NULL;    /* only the host's memory can be kept */
     }

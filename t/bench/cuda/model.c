@@ -210,7 +210,8 @@ bench_shape(const char *name)
 
     n_pool = n_pool < info->n_pages ? n_pool : info->n_pages;
     s.active_bytes = (double) info->active_weight_bytes;
-    s.n_experts = number(&s, "n_routed_experts");
+    s.n_experts = number(&s, "n_routed_experts")
+                  + number(&s, "num_experts");      /* one of them */
     s.n_active = number(&s, "num_experts_per_tok");
     s.n_moe_layers = info->n_layers - number(&s, "first_k_dense_replace");
     s.expert_bytes = (strcmp(quant, "fp8") == 0 ? 3 * 2112 / 2048.0 : 6)
@@ -254,7 +255,7 @@ int
 main(int argc, char **argv)
 {
     static const char *const shapes[] = {
-        "deepseek-v2-lite", "moonlight", "qwen3-counts"
+        "deepseek-v2-lite", "moonlight", "qwen3-30b-a3b"
     };
     const char *rate = getenv("COPY_GB_S"), *s = getenv("SECONDS");
 
