@@ -436,20 +436,27 @@ bench_moe(const char *what, enum dtype t, uint32_t dim, uint32_t width,
 }
 
 
-struct mla_bench {
-    struct mla      a;
+struct attend_bench {
+    struct mla      mla;
+    struct gqa      gqa;        /* n_kv_heads 0: mla */
     struct kv_store kv;
 };
 
 
 /* Another layer's keys each time. */
 static void
-call_mla(void *ctx, uint32_t i)
+call_attend(void *ctx, uint32_t i)
 {
-    struct mla_bench *k = (struct mla_bench *) ctx;
+    struct attend_bench *k = (struct attend_bench *) ctx;
 
-    k->a.layer = i;
-    b->ops->mla(b, &k->a);
+    k->gqa.layer = k->mla.layer = i;
+
+    if (k->gqa.n_kv_heads != 0) {
+        b->ops->gqa(b, &k->gqa);
+
+    } else {
+        b->ops->mla(b, &k->mla);
+    }
 }
 
 
@@ -476,19 +483,22 @@ fill_keys(struct kv_store *kv)
 }
 
 
-/* n_seqs sequences, the last n_query tokens of each: with 16 heads, and with
- * 128 of one token, bound by memory; with 128 of two, by wgmma.  The bytes are
- * the keys' alone. */
+/* n_seqs sequences, the last n_query tokens of each: of latents with 16 heads,
+ * and with 128 of one token, bound by memory; with 128 of two, by wgmma; or
+ * with n_kv_heads of 128 columns.  The bytes are keys' and values' alone. */
 static void
-bench_mla(uint32_t n_heads, uint32_t n_seqs, uint32_t n_query, uint32_t n_ctx)
+bench_attend(uint32_t n_heads, uint32_t n_kv_heads, const uint32_t (&what)[3])
 {
-    struct mla_bench k;
-    uint32_t         row = 576, per = (n_ctx + 63) / 64;
-    uint32_t         n_tok = n_seqs * n_query;
-    double           n_bytes = 2.0 * row * n_seqs * n_ctx;
-    uint32_t         n_layers = (uint32_t) ((double) CYCLE_BYTES / n_bytes);
-    uint32_t        *pages = (uint32_t *) malloc((size_t) n_seqs * per * 4);
-    char             name[64];
+    struct attend_bench k;
+    uint32_t  n_seqs = what[0], n_query = what[1], n_ctx = what[2];
+    uint32_t  row = n_kv_heads != 0 ? 2 * n_kv_heads * 128 : 576;
+    uint32_t  per = (n_ctx + 63) / 64, n_tok = n_seqs * n_query;
+    uint32_t  head = n_kv_heads != 0 ? 128 : row;
+    double    n_bytes = 2.0 * row * n_seqs * n_ctx;
+    double    cols = n_kv_heads != 0 ? 2 * head : row + 512;
+    uint32_t  n_layers = (uint32_t) ((double) CYCLE_BYTES / n_bytes);
+    uint32_t *pages = (uint32_t *) malloc((size_t) n_seqs * per * 4);
+    char      name[64], kind[32];
 
     n_layers = n_layers < 1 ? 1 : n_layers > 32 ? 32 : n_layers;
     memset(&k, 0, sizeof(k));
@@ -508,21 +518,26 @@ bench_mla(uint32_t n_heads, uint32_t n_seqs, uint32_t n_query, uint32_t n_ctx)
         tok.pages[t] = pages + (size_t) (t / n_query) * per;
     }
 
-    k.a.y = rows(n_tok, n_heads * row);
-    k.a.q = rows(n_tok, n_heads * row);
-    k.a.kv = &k.kv;
-    k.a.n_heads = n_heads;
-    k.a.n_latent = 512;
-    k.a.scale = 0.07f;
+    k.gqa.y = k.mla.y = rows(n_tok, n_heads * head);
+    k.gqa.q = k.mla.q = rows(n_tok, n_heads * head);
+    k.gqa.kv = k.mla.kv = &k.kv;
+    k.gqa.n_heads = k.mla.n_heads = n_heads;
+    k.gqa.scale = k.mla.scale = 0.07f;
+    k.gqa.n_kv_heads = n_kv_heads;
+    k.gqa.head = head;
+    k.mla.n_latent = 512;
 
-    double s = measure(n_tok, n_layers, call_mla, &k);
+    double s = measure(n_tok, n_layers, call_attend, &k);
 
-    snprintf(name, sizeof(name), "cuda.mla_%u.%ux%ux%u", n_heads, n_seqs,
-             n_query, n_ctx);
-    say(name, s, n_bytes, 2.0 * n_tok * n_ctx * n_heads * (row + 512.0));
+    snprintf(kind, sizeof(kind), n_kv_heads != 0 ? "gqa_%u_%u" : "mla_%u",
+             n_heads, n_kv_heads);
+    snprintf(name, sizeof(name), "cuda.%s.%ux%ux%u", kind, n_seqs, n_query,
+             n_ctx);
+    say(name, s, n_bytes,
+        2.0 * n_tok * (n_ctx - n_query / 2.0) * n_heads * cols);
     OP(free, k.kv.data, 0);
-    OP(free, k.a.y.data, 0);
-    OP(free, k.a.q.data, 0);
+    OP(free, k.mla.y.data, 0);
+    OP(free, k.mla.q.data, 0);
     free(pages);
 
     for (uint32_t t = 0; t < n_tok; t++) {
@@ -667,6 +682,9 @@ main(int argc, char **argv)
         { 64, 1, 1024 }, { 64, 1, 8192 }, { 256, 1, 1024 }, { 64, 2, 8192 },
         { 132, 1, 4096 }, { 132, 2, 4096 }
     };
+    static const uint32_t prompts[][3] = {
+        { 1, 256, 8192 }, { 1, 2048, 2048 }, { 1, 8192, 8192 }
+    };
     static const uint32_t page0[ROWS_MAX / 64] = { 0 };
     struct err            e;
 
@@ -712,8 +730,13 @@ main(int argc, char **argv)
     }
 
     for (size_t i = 0; i < BASE_COUNT(contexts); i++) {
-        bench_mla(16, contexts[i][0], contexts[i][1], contexts[i][2]);
-        bench_mla(128, contexts[i][0], contexts[i][1], contexts[i][2]);
+        bench_attend(16, 0, contexts[i]);
+        bench_attend(128, 0, contexts[i]);
+        bench_attend(32, 4, contexts[i]);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(prompts); i++) {
+        bench_attend(32, 4, prompts[i]);
     }
 
     bench_prompt(2048);

@@ -180,6 +180,7 @@ goals() {
         tell("prefill 8k, bf16", v2 "bf16.prefill_8192", 90000, "tok/s")
         copies("MLA, 16 heads, 64 x 8k", "mla_16.64x1x8192")
         copies("MLA, 128 heads, 64 x 8k", "mla_128.64x1x8192")
+        copies("GQA, 32 heads to 4, 64 x 8k", "gqa_32_4.64x1x8192")
         tell("MLA, 128 heads, 64 x 2 x 8k", "mla_128.64x2x8192.flops", 550,
              "TFLOP/s")
         tell("MoE product, 8k rows, bf16", "moe_v2_lite_routed.8192.flops",
