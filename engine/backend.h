@@ -329,6 +329,7 @@ struct backend {
     char                      kernels[64];  /* "avx512, 2 threads" */
     int                       n_threads;    /* that each() runs on */
     int                       host_memory;  /* alloc() gives the host's */
+    int                       tight;        /* DTYPE_TIGHT is the faster BF16 */
     uint64_t                  layout;   /* of weights in the memory of several
                                            nodes; 0: there is one */
 };

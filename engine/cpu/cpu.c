@@ -807,6 +807,7 @@ cpu_open(const char *name, int n_threads, int pin, struct err *e)
     c->b.ops = &ops;
     c->b.name = "cpu";
     c->b.host_memory = 1;
+    c->b.tight = k->tight;
     c->pool = pool_create(n_threads, pin, e);
 
     if (c->pool == NULL) {

@@ -75,6 +75,8 @@ struct kernels {
     void (*rmsnorm)(float *y, const float *x, const float *w, float eps,
                     uint32_t n);
     void (*silu_mul)(float *y, const float *gate, const float *up, uint32_t n);
+
+    int  tight;     /* products with tight weights are the faster ones */
 };
 
 extern const struct kernels kernels_ref;

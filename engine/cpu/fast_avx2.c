@@ -21,5 +21,5 @@ linear(const struct linear *a, uint32_t tile0, uint32_t tile1, uint32_t row0,
 
 
 const struct kernels VEC_KERNELS = {
-    VEC_NAME, linear, fast_attend, fast_rmsnorm, fast_silu_mul
+    VEC_NAME, linear, fast_attend, fast_rmsnorm, fast_silu_mul, 0
 };

@@ -62,17 +62,17 @@ linear_amx(const struct linear *a, uint32_t tile0, uint32_t tile1,
 
 
 const struct kernels VEC_KERNELS = {
-    VEC_NAME, linear, fast_attend, fast_rmsnorm, fast_silu_mul
+    VEC_NAME, linear, fast_attend, fast_rmsnorm, fast_silu_mul, 0
 };
 
 const struct kernels kernels_avx512vnni = {
-    "avx512vnni", linear_vnni, fast_attend, fast_rmsnorm, fast_silu_mul
+    "avx512vnni", linear_vnni, fast_attend, fast_rmsnorm, fast_silu_mul, 0
 };
 
 const struct kernels kernels_avx512bf16 = {
-    "avx512bf16", linear_bf16, fast_attend, fast_rmsnorm, fast_silu_mul
+    "avx512bf16", linear_bf16, fast_attend, fast_rmsnorm, fast_silu_mul, 1
 };
 
 const struct kernels kernels_amx = {
-    "amx", linear_amx, fast_attend, fast_rmsnorm, fast_silu_mul
+    "amx", linear_amx, fast_attend, fast_rmsnorm, fast_silu_mul, 0
 };

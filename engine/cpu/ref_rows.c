@@ -35,5 +35,5 @@ ref_silu_mul(float *y, const float *gate, const float *up, uint32_t n)
 
 
 const struct kernels kernels_ref = {
-    "ref", ref_linear, ref_attend, ref_rmsnorm, ref_silu_mul
+    "ref", ref_linear, ref_attend, ref_rmsnorm, ref_silu_mul, 0
 };

@@ -353,9 +353,8 @@ plan_weight(struct weights_loader *l, struct item *it, struct weight *w,
 
     *w = (struct weight) { NULL, choose_dtype(l, it), n, n_out, n_in };
 
-    if (w->dtype == DTYPE_BF16) {
+    if (w->dtype == DTYPE_BF16 && l->b->tight) {
         w->dtype = DTYPE_TIGHT;
-        w->dtype = l->b->ops->weight_bytes(w) != 0 ? DTYPE_TIGHT : DTYPE_BF16;
     }
 
     size_t one = l->b->ops->weight_bytes(w);
