@@ -378,7 +378,7 @@ soften(uint4 (&p)[PAGE / 16], float (&sum)[2], float (&s)[32],
 {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float base = max[half] == -INFINITY ? 0 : max[half];
+        float base = max[half] == -INFINITY ? 0 : max[half] * scale;
 
         sum[half] = 0;
 
@@ -386,7 +386,7 @@ soften(uint4 (&p)[PAGE / 16], float (&sum)[2], float (&s)[32],
         for (int i = 0; i < 16; i++) {
             float &v = s[i / 2 * 4 + half * 2 + i % 2];
 
-            v = hw_exp2((v - base) * scale);
+            v = hw_exp2(v * scale - base);
             sum[half] += v;
         }
     }
@@ -530,16 +530,31 @@ consume(const struct mla_args &m, const struct part &p)
                                                            : p.most;
     }
 
+    uint32_t j = w == 0 ? 2 : 1;
+
     if (w == 0 && p.n != 0) {
         score(s, 0);
         hw_group_wait<0>();
         hw_group_keep(s);
         add_own(o, s, &run, p, 0, w, scale, last);
         free_page(0, w);
+
+    } else if (w == 1 && p.n > 1) {
+        /* Both first pages are there at once: no need to wait for P. */
+        score(s, 1);
+        add_other(o, &run, 0, w, scale);
+        hw_group_wait<0>();
+        hw_group_keep(s);
+        hw_group_keep(o[0]);
+        hw_group_keep(o[1]);
+        free_page(0, w);
+        add_own(o, s, &run, p, 1, w, scale, last);
+        free_page(1, w);
+        j = 3;
     }
 
     /* Page j - 1 is the other's, page j this warpgroup's. */
-    for (uint32_t j = w == 0 ? 2 : 1; j <= p.n; j += 2) {
+    for (; j <= p.n; j += 2) {
         add_other(o, &run, j - 1, w, scale);
 
         if (j < p.n) {

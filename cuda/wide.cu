@@ -41,6 +41,28 @@
  * reads goes through shared memory, where it is put in atoms, and is copied
  * from there.
  *
+ * What bounds it on an H200 (132 multiprocessors, 1.83 GHz, in each 4096 FLOPs
+ * of bf16 a cycle, 8192 of fp8), by arithmetic:
+ *
+ *   shared memory   128 bytes a cycle.  m64n128 takes 64 cycles, in which B's
+ *                   4 KiB are read, and by load_a() 2 KiB of weights: 96 a
+ *                   cycle.
+ *   registers       a stage is 8 products of a warpgroup, 512 cycles (fp8: 256
+ *                   a half, with two terms 512, and then about 160 of
+ *                   promote()); what the wait at their end leaves, the other
+ *                   warpgroup's fill, unless both wait at once.
+ *   memory          200 KiB in flight of all stages are 3 to 4 thousand cycles
+ *                   of products; it answers within about 1000.
+ *   L2              at wgmma's full rate 11.6 TB/s of all together (fp8: 12.0,
+ *                   with two terms 7.9).  If it gives 7.5, which is a guess:
+ *                   640 TFLOP/s in bf16; in fp8 down 1240, gate and up 940
+ *                   counted as one term, the three together 1020.
+ *
+ * So L2 has what 600 and 1000 TFLOP/s want, but hardly more.  The next thing to
+ * do would be clusters of two blocks that have an expert's same weights for 256
+ * rows, each copying half of them to both: 32 KiB where there are 48.  A larger
+ * tile has no registers: 128 sums a thread, 32 of weights, fp8's 64 of a part.
+ *
  * cuBLASLt, which reads rows, would want a second copy of the weights, for
  * prompts alone: it is what t/bench/cuda measures beside (peer.py's ceiling).
  *

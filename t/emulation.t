@@ -25,10 +25,10 @@ for my $order (1, 2) {
     passes($_, "every op in order of turns $order") for @tests;
 }
 
-# What does not have Hopper's warpgroups goes other ways.
-{
-    local $ENV{MOE_TEST_BACKEND} = 'cuda:mma';
-    passes($_, 'every op without warpgroups') for @tests;
+# What does not have Hopper's warpgroups goes other ways, or may not use them.
+for my $kind (qw(mma deterministic)) {
+    local $ENV{MOE_TEST_BACKEND} = "cuda:$kind";
+    passes($_, "every op, $kind") for @tests;
 }
 
 # With a device or without, the choice is said, and is the operator's.

@@ -13,8 +13,9 @@
  * and the rows stay in L1.  Where rows make several parts, two tiles of a block
  * (16 KiB) stay in L1 too, and its first parts ask for the next block's.
  *
- * Tight weights (tight.h) become BF16 on their way: with few rows in registers,
- * else a block at a time, in L1.  From then on the products are the same ones.
+ * Tight weights (tight.h) become BF16 in registers where the first rows need
+ * them, and stay so in L1 for the others; but a step with an exception, or one
+ * that is not whole, does by way of L1.  The products are the same ones.
  */
 #include "cpu/vec_avx512.h"
 
@@ -34,14 +35,20 @@
 #define AHEAD_PAIRS     16
 
 /* Of tight weights. */
-#define BLOCK_STEPS     (BLOCK_PAIRS * 2 / TIGHT_COLS)
-#define AHEAD_STEPS     8
-#define FEW_PAIRS       32
+#define AHEAD_TIGHT     32
+#define STEP_PAIRS      (TIGHT_COLS / 2)
+#define STEP_ROOM       (STEP_PAIRS * TILE * 4)     /* of one as BF16 */
+#define BLOCK_ROOM      (BLOCK_PAIRS * TILE * 4)
 
 struct block {
     const uint8_t  *w;          /* first tile's pairs of this block */
-    const uint8_t  *head;       /* of tight weights: first tile's */
     size_t          w_tile;     /* bytes from tile to tile */
+    const uint8_t  *head;       /* first tile's, of tight weights; or NULL */
+    uint32_t        n_in;       /* the same */
+    uint32_t        i_step;
+    uint32_t        i_odd;      /* from there on one that has an exception */
+    uint8_t        *room;       /* for them as BF16: of two tiles a block, of */
+    size_t          room_tile;  /* four a step */
     const uint8_t  *ask[4];     /* weights to be asked for, of R tiles */
     size_t          step[4];    /* on to the next; 0: nothing is */
     const uint32_t *x;          /* (T, PANEL_STRIDE) pairs */
@@ -145,13 +152,13 @@ dot(__m512 sum, __m512i w, const uint32_t *x)
 }
 
 
-/* The same from tight weights without exceptions; n_pairs is of whole steps,
- * and w and ask are steps. */
+/* The same from tight weights without exceptions, whose n_pairs are of whole
+ * steps. */
 INLINE void
 tight_run(const struct block *b, int R, int T)
 {
     __m512  sum[4][T_MAX];
-    __m512i table[4];
+    __m512i table[4], w[4];
 
     sums_begin(b, sum, R, T);
 
@@ -160,21 +167,28 @@ tight_run(const struct block *b, int R, int T)
         table[r] = vec_tight_table(b->head + b->w_tile * (size_t) r);
     }
 
-    for (size_t i = 0, at = 0; i < b->n_pairs; i += 4, at += TIGHT_STEP) {
+    for (size_t i = 0, at = 0; i < b->n_pairs;
+         i += STEP_PAIRS, at += TIGHT_STEP)
+    {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const char *ask = (const char *) b->ask[r] + at;
-            __m512i     w[4];
+            const char *ask = (const char *) b->ask[r]
+                              + (R == 4 ? at : i * b->step[r]);
 
             vec_tight(w, b->w + b->w_tile * (size_t) r + at, table[r]);
             _mm_prefetch(ask, _MM_HINT_T0);
             _mm_prefetch(ask + 64, _MM_HINT_T0);
             _mm_prefetch(ask + 128, _MM_HINT_T0);
 
-#pragma GCC unroll 12
-            for (int t = 0; t < T; t++) {
 #pragma GCC unroll 4
-                for (int k = 0; k < 4; k++) {
+            for (int k = 0; k < STEP_PAIRS; k++) {
+                if (R < 4) {
+                    _mm512_store_si512(b->room + b->room_tile * (size_t) r
+                                       + (i + (size_t) k) * TILE * 4, w[k]);
+                }
+
+#pragma GCC unroll 12
+                for (int t = 0; t < T; t++) {
                     sum[r][t] = dot(sum[r][t], w[k], &b->x[(size_t) t
                                               * PANEL_STRIDE + i + (size_t) k]);
                 }
@@ -195,31 +209,43 @@ BLOCK(2, 12)
 BLOCK(1, 1) BLOCK(1, 2) BLOCK(1, 3) BLOCK(1, 4) BLOCK(1, 5) BLOCK(1, 6)
 BLOCK(1, 7) BLOCK(1, 8) BLOCK(1, 9) BLOCK(1, 10) BLOCK(1, 11) BLOCK(1, 12)
 
-#define TIGHT(T)        static void tight_4_##T(const struct block *b)       \
-                        { tight_run(b, 4, T); }
+#define TIGHT(R, T)     static void tight_##R##_##T(const struct block *b)    \
+                        { tight_run(b, R, T); }
 
-TIGHT(1) TIGHT(2) TIGHT(3) TIGHT(4) TIGHT(5) TIGHT(6)
+TIGHT(4, 1) TIGHT(4, 2) TIGHT(4, 3) TIGHT(4, 4) TIGHT(4, 5) TIGHT(4, 6)
+TIGHT(2, 6) TIGHT(2, 7) TIGHT(2, 8) TIGHT(2, 9) TIGHT(2, 10) TIGHT(2, 11)
+TIGHT(2, 12)
 
-/* By T.  R * T sums, R weights and an element of x fit 32 registers; rows that
- * make several parts make none below 6. */
+/* For R tiles, by T.  R * T sums, R weights and an element of x fit 32
+ * registers; rows that make several parts make none below 6. */
 typedef void (*block_fn)(const struct block *b);
 
-static const block_fn block_4[T_MAX + 1] = {
-    NULL, block_4_1, block_4_2, block_4_3, block_4_4, block_4_5, block_4_6
+struct block_fns {
+    uint32_t    R;
+    block_fn    bf16[T_MAX + 1];
+    block_fn    tight[T_MAX + 1];   /* NULL: they are made BF16 before */
 };
 
-static const block_fn tight_4[T_MAX + 1] = {
-    NULL, tight_4_1, tight_4_2, tight_4_3, tight_4_4, tight_4_5, tight_4_6
+static const struct block_fns four = {
+    4,
+    { NULL, block_4_1, block_4_2, block_4_3, block_4_4, block_4_5,
+      block_4_6 },
+    { NULL, tight_4_1, tight_4_2, tight_4_3, tight_4_4, tight_4_5, tight_4_6 }
 };
 
-static const block_fn block_2[T_MAX + 1] = {
-    NULL, NULL, NULL, NULL, NULL, NULL, block_2_6,
-    block_2_7, block_2_8, block_2_9, block_2_10, block_2_11, block_2_12
+static const struct block_fns two = {
+    2,
+    { NULL, NULL, NULL, NULL, NULL, NULL, block_2_6, block_2_7, block_2_8,
+      block_2_9, block_2_10, block_2_11, block_2_12 },
+    { NULL, NULL, NULL, NULL, NULL, NULL, tight_2_6, tight_2_7, tight_2_8,
+      tight_2_9, tight_2_10, tight_2_11, tight_2_12 }
 };
 
-static const block_fn block_1[T_MAX + 1] = {
-    NULL, block_1_1, block_1_2, block_1_3, block_1_4, block_1_5, block_1_6,
-    block_1_7, block_1_8, block_1_9, block_1_10, block_1_11, block_1_12
+static const struct block_fns one = {
+    1,
+    { NULL, block_1_1, block_1_2, block_1_3, block_1_4, block_1_5, block_1_6,
+      block_1_7, block_1_8, block_1_9, block_1_10, block_1_11, block_1_12 },
+    { NULL }
 };
 
 
@@ -269,142 +295,6 @@ panel_fill(struct panel *p, const struct linear *a)
 }
 
 
-/* The weights to be asked for, of each tile. */
-struct next {
-    const uint8_t  *w;
-    size_t          w_tile;     /* bytes from tile to tile */
-    size_t          step;       /* bytes a pair */
-};
-
-
-/* One block of columns for all rows, in parts of nearly equal size.  One part
- * asks for the next weights of all tiles; of several the first does for those
- * of one tile, the second for the other's. */
-static void
-run_rows(struct block b, uint32_t n, const struct next *next,
-         const block_fn *run)
-{
-    uint32_t n_parts = (n + T_MAX - 1) / T_MAX, done = 0;
-
-    for (uint32_t i = 1; i <= n_parts; i++) {
-        uint32_t T = n * i / n_parts - done;
-
-        for (uint32_t r = 0; r < 4; r++) {
-            b.ask[r] = next->w + next->w_tile * r;
-            b.step[r] = n_parts == 1 || i == r + 1 ? next->step : 0;
-        }
-
-        run[T](&b);
-        b.x += (size_t) PANEL_STRIDE * T;
-        b.y += b.y_stride * T;
-        done += T;
-    }
-}
-
-
-/* R tiles.  Where their columns end, the next R tiles begin. */
-static void
-panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
-          uint32_t R, const block_fn *run)
-{
-    struct block b = {
-        .w_tile = tile_bytes(DTYPE_BF16, a->n_in),
-        .n_out = a->n_out - tile * TILE,
-        .y = a->y + a->y_stride * p->row + tile * TILE,
-        .y_stride = a->y_stride
-    };
-    uint32_t       ahead = p->n_rows <= T_MAX ? AHEAD_PAIRS : BLOCK_PAIRS;
-    uint32_t       n_pairs = (p->n_cols + 1) / 2;
-    const uint8_t *w = a->w + b.w_tile * tile + (size_t) p->col / 2 * TILE * 4;
-
-    for (uint32_t at = 0; at < n_pairs; at += b.n_pairs) {
-        uint32_t in_block = at % BLOCK_PAIRS, left = n_pairs - at;
-
-        b.n_pairs = BLOCK_PAIRS - in_block < left ? BLOCK_PAIRS - in_block
-                                                  : left;
-
-        if (b.n_pairs == left && left > ahead) {
-            b.n_pairs = left - ahead;
-        }
-
-        b.w = w + (size_t) at * TILE * 4;
-        b.x = p->x + (size_t) (at / BLOCK_PAIRS) * p->n_rows * PANEL_STRIDE
-              + in_block;
-        b.go_on = a->add || p->col != 0 || at != 0;
-
-        struct next next = {
-            left > ahead ? b.w + ahead * TILE * 4 : w + b.w_tile * R,
-            b.w_tile, TILE * 4
-        };
-
-        run_rows(b, p->n_rows, &next, run);
-    }
-}
-
-
-/* The same of tight weights, a block of which is made BF16 first. */
-static void
-panel_run_tight(const struct panel *p, const struct linear *a, uint32_t tile,
-                uint32_t R, const block_fn *run)
-{
-    _Alignas(64) uint8_t w[2 * BLOCK_PAIRS * TILE * 4];
-
-    size_t         w_tile = tight_bytes(a->n_in);
-    const uint8_t *from = a->w + w_tile * tile;
-    uint32_t       n_pairs = (p->n_cols + 1) / 2;
-    uint32_t       most = p->n_rows <= T_MAX ? FEW_PAIRS : BLOCK_PAIRS;
-    struct block   b = {
-        .w = w,
-        .w_tile = most * TILE * 4,
-        .n_out = a->n_out - tile * TILE,
-        .y = a->y + a->y_stride * p->row + tile * TILE,
-        .y_stride = a->y_stride
-    };
-
-    for (uint32_t at = 0; at < n_pairs; at += b.n_pairs) {
-        uint32_t col = p->col + 2 * at, left = n_pairs - at;
-
-        b.n_pairs = left < most ? left : most;
-
-        for (uint32_t r = 0; r < R; r++) {
-            expand(w + b.w_tile * r, from + w_tile * r, a->n_in, col,
-                   2 * b.n_pairs);
-        }
-
-        struct next next = { from + tight_head(a->n_in), w_tile,
-                             TIGHT_STEP / (TIGHT_COLS / 2) };
-
-        next.w += left > most ? (size_t) (col + 2 * most) / TIGHT_COLS
-                                * TIGHT_STEP : w_tile * R;
-        b.x = p->x + (size_t) (at / BLOCK_PAIRS) * p->n_rows * PANEL_STRIDE
-              + at % BLOCK_PAIRS;
-        b.go_on = a->add || col != 0;
-        run_rows(b, p->n_rows, &next, run);
-    }
-}
-
-
-/* The first step from `step` on in which one of four tiles has an exception. */
-static uint32_t
-step_of_exception(const uint8_t *tile, size_t w_tile, uint32_t step)
-{
-    uint32_t first = UINT32_MAX;
-
-    for (uint32_t r = 0; r < 4; r++) {
-        uint32_t at, i = 0;
-
-        do {
-            at = (tight_exception(tile + w_tile * r, i++) >> 8)
-                 / (TIGHT_COLS * TILE);
-        } while (at < step);
-
-        first = at < first ? at : first;
-    }
-
-    return first;
-}
-
-
 static uint32_t
 least(uint32_t a, uint32_t b)
 {
@@ -412,74 +302,168 @@ least(uint32_t a, uint32_t b)
 }
 
 
-/* One step of four tiles, made BF16 with its exceptions, or not whole. */
-static void
-run_step(struct block b, const struct linear *a, uint32_t col, block_fn run)
+/* The first step from `step` on in which one of R tiles has an exception. */
+static uint32_t
+step_of_exception(const struct block *b, uint32_t R, uint32_t step)
 {
-    _Alignas(64) uint8_t w[4][TIGHT_COLS * TILE * 2];
+    uint32_t first = UINT32_MAX;
 
-    b.n_pairs = (least(a->n_in - col, TIGHT_COLS) + 1) / 2;
+    for (uint32_t r = 0; r < R; r++) {
+        const uint8_t *tile = b->head + b->w_tile * r;
+        uint32_t       at, i = 0;
 
-    for (uint32_t r = 0; r < 4; r++) {
-        expand(w[r], b.head + b.w_tile * r, a->n_in, col, 2 * b.n_pairs);
-        b.ask[r] = w[r];
-        b.step[r] = 0;
+        do {
+            at = (tight_exception(tile, i++) >> 8) / (TIGHT_COLS * TILE);
+        } while (at < step);
+
+        first = least(first, at);
     }
 
-    b.w = w[0];
-    b.w_tile = sizeof(w[0]);
+    return first;
+}
+
+
+/* By way of the room. */
+static void
+run_widened(struct block b, uint32_t R, block_fn run)
+{
+    for (uint32_t r = 0; r < R; r++) {
+        expand(b.room + b.room_tile * r, b.head + b.w_tile * r, b.n_in,
+               b.i_step * TIGHT_COLS, 2 * b.n_pairs);
+    }
+
+    b.w = b.room;
+    b.w_tile = b.room_tile;
     run(&b);
 }
 
 
-/* Tight weights of four tiles and few rows, which pass once: they are made
- * BF16 in registers. */
+/* The first T rows by tight weights; b goes on to the block's end. */
 static void
-panel_run_few(const struct panel *p, const struct linear *a, uint32_t tile)
+run_tight(struct block *b, uint32_t T, const struct block_fns *fns)
 {
-    size_t       w_tile = tight_bytes(a->n_in);
-    uint32_t     first = p->col / TIGHT_COLS, odd = 0, n;
-    uint32_t     whole = first + p->n_cols / TIGHT_COLS;
-    uint32_t     end = first + tight_steps(p->n_cols);
-    struct block b = {
-        .head = a->w + w_tile * tile,
-        .w_tile = w_tile,
+    if (fns->tight[T] == NULL) {
+        run_widened(*b, fns->R, fns->bf16[T]);
+        return;
+    }
+
+    for (uint32_t left = b->n_pairs; left != 0; left -= b->n_pairs) {
+        if (b->i_odd < b->i_step) {
+            b->i_odd = step_of_exception(b, fns->R, b->i_step);
+        }
+
+        b->n_pairs = least(b->i_odd - b->i_step, left / STEP_PAIRS)
+                     * STEP_PAIRS;
+
+        if (b->n_pairs != 0) {
+            fns->tight[T](b);
+
+        } else {
+            b->n_pairs = least(left, STEP_PAIRS);
+            run_widened(*b, fns->R, fns->bf16[T]);
+        }
+
+        for (uint32_t r = 0; r < fns->R; r++) {
+            b->ask[r] += b->n_pairs * b->step[r];
+        }
+
+        b->i_step += b->n_pairs / STEP_PAIRS;
+        b->w += b->n_pairs / STEP_PAIRS * TIGHT_STEP;
+        b->room += fns->R < 4 ? b->n_pairs * TILE * 4 : 0;
+        b->x += b->n_pairs;
+        b->go_on = 1;
+    }
+}
+
+
+/* One block of columns for all rows, in parts of nearly equal size.  One part
+ * asks for the next weights of all tiles; of several the first does for those
+ * of one tile, the second for the other's. */
+static void
+run_rows(struct block *b, uint32_t n, const uint8_t *next,
+         const struct block_fns *fns)
+{
+    struct block all = *b;
+    uint32_t     n_parts = (n + T_MAX - 1) / T_MAX, done = 0;
+    size_t       step = b->head != NULL ? TIGHT_STEP / STEP_PAIRS : TILE * 4;
+
+    for (uint32_t i = 1; i <= n_parts; i++) {
+        uint32_t T = n * i / n_parts - done;
+
+        for (uint32_t r = 0; r < 4; r++) {
+            b->ask[r] = next + all.w_tile * r;
+            b->step[r] = n_parts == 1 || i == r + 1 ? step : 0;
+        }
+
+        if (b->head != NULL && i == 1) {
+            run_tight(b, T, fns);
+            all.w = all.room;
+            b->w_tile = all.room_tile;
+
+        } else {
+            fns->bf16[T](b);
+        }
+
+        done += T;
+        b->w = all.w;
+        b->n_pairs = all.n_pairs;
+        b->x = all.x + (size_t) PANEL_STRIDE * done;
+        b->y = all.y + all.y_stride * done;
+        b->go_on = all.go_on;
+    }
+
+    b->w_tile = all.w_tile;
+    b->room = all.room;
+    b->y = all.y;
+}
+
+
+/* R tiles.  Where their columns end, the next R tiles begin. */
+static void
+panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
+          const struct block_fns *fns)
+{
+    _Alignas(64) uint8_t room[2 * BLOCK_ROOM];
+
+    int            tight = a->dtype == DTYPE_TIGHT;
+    struct block   b = {
+        .w_tile = tile_bytes(a->dtype, a->n_in),
+        .head = tight ? a->w + tight_bytes(a->n_in) * tile : NULL,
+        .n_in = a->n_in,
+        .room = room,
+        .room_tile = fns->R < 4 ? BLOCK_ROOM : STEP_ROOM,
         .n_out = a->n_out - tile * TILE,
         .y = a->y + a->y_stride * p->row + tile * TILE,
         .y_stride = a->y_stride
     };
+    size_t         pair = tight ? TIGHT_STEP / STEP_PAIRS : TILE * 4;
+    uint32_t       ahead = p->n_rows > T_MAX ? BLOCK_PAIRS
+                           : tight ? AHEAD_TIGHT : AHEAD_PAIRS;
+    uint32_t       n_pairs = (p->n_cols + 1) / 2;
+    const uint8_t *w = a->w + b.w_tile * tile + p->col / 2 * pair
+                       + (tight ? tight_head(a->n_in) : 0);
 
-    for (uint32_t step = first; step < end; step += n) {
-        uint32_t at = step - first, in_block = at % BLOCK_STEPS;
+    b.i_odd = tight ? step_of_exception(&b, fns->R, p->col / TIGHT_COLS) : 0;
 
-        if (at == 0 || step > odd) {
-            odd = least(step_of_exception(b.head, w_tile, step), whole);
+    const uint8_t *next = (tight && p->col == 0 ? b.head : w)
+                          + b.w_tile * fns->R;
+
+    for (uint32_t at = 0; at < n_pairs; at += b.n_pairs) {
+        uint32_t in_block = at % BLOCK_PAIRS, left = n_pairs - at;
+
+        b.n_pairs = least(BLOCK_PAIRS - in_block, left);
+
+        if (b.n_pairs == left && left >= ahead + STEP_PAIRS) {
+            b.n_pairs = (left - ahead) / STEP_PAIRS * STEP_PAIRS;
         }
 
-        b.x = p->x + (size_t) (at / BLOCK_STEPS) * p->n_rows * PANEL_STRIDE
-              + in_block * (TIGHT_COLS / 2);
-        b.go_on = a->add || step != 0;
-
-        if (step == odd) {
-            n = 1;
-            run_step(b, a, step * TIGHT_COLS, block_4[p->n_rows]);
-            continue;
-        }
-
-        int            last = end - step <= AHEAD_STEPS;
-        const uint8_t *steps = b.head + tight_head(a->n_in);
-
-        n = least(odd - step, BLOCK_STEPS - in_block);
-        n = last ? n : least(n, end - step - AHEAD_STEPS);
-        b.n_pairs = n * (TIGHT_COLS / 2);
-        b.w = steps + (size_t) step * TIGHT_STEP;
-
-        for (uint32_t r = 0; r < 4; r++) {
-            b.ask[r] = w_tile * r + (last ? steps + w_tile * 4
-                                     : b.w + AHEAD_STEPS * TIGHT_STEP);
-        }
-
-        tight_4[p->n_rows](&b);
+        b.w = w + at * pair;
+        b.i_step = (p->col / 2 + at) / STEP_PAIRS;
+        b.x = p->x + (size_t) (at / BLOCK_PAIRS) * p->n_rows * PANEL_STRIDE
+              + in_block;
+        b.go_on = a->add || p->col != 0 || at != 0;
+        run_rows(&b, p->n_rows, left >= ahead + STEP_PAIRS
+                               ? b.w + ahead * pair : next, fns);
     }
 }
 
@@ -488,21 +472,15 @@ static void
 panel_run_tiles(const struct panel *p, const struct linear *a, uint32_t tile0,
                 uint32_t tile1)
 {
-    uint32_t        R = p->n_rows <= T_STREAM ? 4 : 2, tile = tile0;
-    const block_fn *many = R == 4 ? block_4 : block_2;
-    int             tight = a->dtype == DTYPE_TIGHT;
+    const struct block_fns *many = p->n_rows <= T_STREAM ? &four : &two;
+    uint32_t                tile = tile0;
 
-    for ( ; tile + R <= tile1; tile += R) {
-        if (tight && R == 4) {
-            panel_run_few(p, a, tile);
-
-        } else {
-            (tight ? panel_run_tight : panel_run)(p, a, tile, R, many);
-        }
+    for ( ; tile + many->R <= tile1; tile += many->R) {
+        panel_run(p, a, tile, many);
     }
 
     for ( ; tile < tile1; tile++) {
-        (tight ? panel_run_tight : panel_run)(p, a, tile, 1, block_1);
+        panel_run(p, a, tile, &one);
     }
 }
 

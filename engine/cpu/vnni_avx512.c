@@ -16,9 +16,11 @@
  * (AS_FLOAT_ZERO + sum) * scale - AS_FLOAT_ZERO * scale is rounded once.
  *
  * Panels are those of bf16_avx512.c, with fewer rows in a block, since a sum
- * takes two registers.  With many rows a block's weights stay in L1 while all
- * rows pass, those of fewer bits made bytes first, and meanwhile the rows'
- * parts, one after the other, ask for the next block's weights.
+ * takes two registers.  Few rows take one tile after the other, so that a
+ * matrix is one stream from memory, without a gap where tiles end.  With many
+ * rows a block's weights stay in L1 while all rows pass, those of fewer bits
+ * made bytes first, and meanwhile the rows' parts, one after the other, ask for
+ * the next block's weights.
  */
 #include <immintrin.h>
 
@@ -31,8 +33,8 @@
 #define PANEL_ROWS      120
 #define BLOCK_RUNS      8               /* of two tiles: 18 KiB */
 #define T_MAX           6
-#define T_STREAM        3
-#define AHEAD           1024            /* bytes */
+#define R_MAX           2               /* tiles of many rows */
+#define AHEAD           4096            /* bytes */
 #define WIDE_BYTES      (2 * 64 + QUANT_RUN * TILE)
 
 /* An integer n of fewer than 22 bits, added to this, is FP32's 3 * 2^22 + n. */
@@ -50,7 +52,7 @@ struct run {
 struct block {
     const uint8_t    *w;        /* first tile's first run */
     size_t            w_tile;   /* bytes from tile to tile */
-    const uint8_t    *next;     /* the weights to be asked for, as they are */
+    const uint8_t    *next;     /* what many rows ask for, as it is */
     size_t            next_tile;
     size_t            next_run; /* bytes of a run of them, of which these */
     uint32_t          next_from;
@@ -97,7 +99,7 @@ dots(__m512i (*sum)[T_MAX], const __m512i *w, const struct run *x, size_t col,
 
         __m512i q = _mm512_set1_epi32(four);
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             sum[r][t] = dot(sum[r][t], w[r], q);
         }
@@ -110,7 +112,7 @@ begin(__m512i (*sum)[T_MAX], const struct run *x, int group, int R, int T)
 {
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             sum[r][t] = _mm512_set1_epi32(x[t].begin[group]);
         }
@@ -128,7 +130,7 @@ add_group(__m512 (*sum)[T_MAX], __m512i (*part)[T_MAX], const __m512 *scale,
         __m512 s = _mm512_set1_ps(x[t].scale);
         __m512 zero = _mm512_set1_ps(x[t].zero);
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             __m512 v = _mm512_fmadd_ps(_mm512_castsi512_ps(part[r][t]), s,
                                        zero);
@@ -139,11 +141,12 @@ add_group(__m512 (*sum)[T_MAX], __m512i (*part)[T_MAX], const __m512 *scale,
 }
 
 
-/* Four tiles pass but once, and are asked for here. */
+/* A line of weights; of one tile, which passes but once, a later one is asked
+ * for. */
 INLINE __m512i
 load(const uint8_t *p, int R)
 {
-    if (R == 4) {
+    if (R == 1) {
         _mm_prefetch((const char *) p + AHEAD, _MM_HINT_T0);
     }
 
@@ -161,8 +164,8 @@ run_bytes(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
 
 #pragma GCC unroll 2
     for (int group = 0; group < n_groups; group++) {
-        __m512i part[4][T_MAX], w[4];
-        __m512  scale[4];
+        __m512i part[R_MAX][T_MAX], w[R_MAX];
+        __m512  scale[R_MAX];
         size_t  n = QUANT_RUN / 4 / (size_t) n_groups;
         size_t  k0 = n * (size_t) group;
 
@@ -170,7 +173,7 @@ run_bytes(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
 
 #pragma GCC unroll 4
         for (size_t k = k0; k < k0 + n; k++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
             for (int r = 0; r < R; r++) {
                 w[r] = load(run + b->w_tile * (size_t) r + head + k * 64, R);
             }
@@ -178,10 +181,11 @@ run_bytes(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
             dots(part, w, x, 4 * k, R, T);
         }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
-            scale[r] = _mm512_loadu_ps(run + b->w_tile * (size_t) r
-                                       + 64 * (size_t) group);
+            scale[r] = _mm512_castsi512_ps(
+                           load(run + b->w_tile * (size_t) r
+                                + 64 * (size_t) group, R));
         }
 
         add_group(sum, part, scale, x, R, T);
@@ -206,8 +210,8 @@ run_int4(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
     const __m512i low = _mm512_set1_epi8(15);
 
     for (int group = 0; group < 2; group++) {
-        __m512i part[4][T_MAX], w[4], both[4];
-        __m512  scale[4];
+        __m512i part[R_MAX][T_MAX], w[R_MAX], both[R_MAX];
+        __m512  scale[R_MAX];
 
         begin(part, x, group, R, T);
 
@@ -216,7 +220,7 @@ run_int4(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
                         + k * 64;
             size_t col = (size_t) group * 32 + 8 * k;
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
             for (int r = 0; r < R; r++) {
                 both[r] = load(b->w + b->w_tile * (size_t) r + at, R);
                 w[r] = _mm512_and_si512(both[r], low);
@@ -224,7 +228,7 @@ run_int4(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
 
             dots(part, w, x, col, R, T);
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
             for (int r = 0; r < R; r++) {
                 w[r] = _mm512_and_si512(_mm512_srli_epi16(both[r], 4), low);
             }
@@ -232,7 +236,7 @@ run_int4(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
             dots(part, w, x, col + 4, R, T);
         }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             scale[r] = int4_scale(b->w + b->w_tile * (size_t) r
                                   + i * QUANT_INT4_BYTES, (size_t) group);
@@ -270,15 +274,15 @@ INLINE void
 run_int6(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
          size_t i, int R, int T)
 {
-    __m512i part[4][T_MAX];
-    __m512  scale[4];
+    __m512i part[R_MAX][T_MAX];
+    __m512  scale[R_MAX];
 
     begin(part, x, 0, R, T);
 
     for (size_t k = 0; k < QUANT_RUN / 16; k++) {
-        __m512i w[4][4];
+        __m512i w[R_MAX][4];
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             const uint8_t *q = b->w + b->w_tile * (size_t) r
                                + i * QUANT_INT6_BYTES + 64;
@@ -292,9 +296,9 @@ run_int6(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
 
 #pragma GCC unroll 4
         for (int c = 0; c < 4; c++) {
-            __m512i four[4];
+            __m512i four[R_MAX];
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
             for (int r = 0; r < R; r++) {
                 four[r] = w[r][c];
             }
@@ -303,10 +307,11 @@ run_int6(__m512 (*sum)[T_MAX], const struct block *b, const struct run *x,
         }
     }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int r = 0; r < R; r++) {
-        scale[r] = _mm512_loadu_ps(b->w + b->w_tile * (size_t) r
-                                   + i * QUANT_INT6_BYTES);
+        scale[r] = _mm512_castsi512_ps(
+                       load(b->w + b->w_tile * (size_t) r
+                            + i * QUANT_INT6_BYTES, R));
     }
 
     add_group(sum, part, scale, x, R, T);
@@ -323,7 +328,7 @@ ask_next(const struct block *b, size_t i, int R)
     const uint8_t *next = b->next + i * b->next_run;
 
     for (size_t at = b->next_from; at < b->next_to; at += 64) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             _mm_prefetch((const char *) next + b->next_tile * (size_t) r + at,
                          _MM_HINT_T0);
@@ -335,19 +340,19 @@ ask_next(const struct block *b, size_t i, int R)
 INLINE void
 block_run(const struct block *b, enum kind kind, int R, int T)
 {
-    __m512    sum[4][T_MAX];
-    __mmask16 mask[4];
+    __m512    sum[R_MAX][T_MAX];
+    __mmask16 mask[R_MAX];
     float    *y = b->y;
     size_t    y_stride = b->y_stride;
 
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int r = 0; r < R; r++) {
         mask[r] = tile_mask(b, r);
     }
 
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             sum[r][t] = _mm512_maskz_loadu_ps(b->go_on ? mask[r] : 0,
                                               y + y_stride * (size_t) t
@@ -373,7 +378,7 @@ block_run(const struct block *b, enum kind kind, int R, int T)
 
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int r = 0; r < R; r++) {
             _mm512_mask_storeu_ps(y + y_stride * (size_t) t + r * TILE,
                                   mask[r], sum[r][t]);
@@ -386,28 +391,34 @@ block_run(const struct block *b, enum kind kind, int R, int T)
     static void kind##_##R##_##T(const struct block *b)                      \
     { block_run(b, kind, R, T); }
 
+/* Of few rows, and of many, whose parts have no fewer than three. */
 #define BLOCKS(kind)                                                         \
-    BLOCK(kind, 4, 1) BLOCK(kind, 4, 2) BLOCK(kind, 4, 3)                    \
-    BLOCK(kind, 2, 3) BLOCK(kind, 2, 4) BLOCK(kind, 2, 5) BLOCK(kind, 2, 6)  \
     BLOCK(kind, 1, 1) BLOCK(kind, 1, 2) BLOCK(kind, 1, 3) BLOCK(kind, 1, 4)  \
     BLOCK(kind, 1, 5) BLOCK(kind, 1, 6)
 
-#define NAMES(kind)                                                          \
-    { { NULL, kind##_4_1, kind##_4_2, kind##_4_3 },                          \
-      { NULL, NULL, NULL, kind##_2_3, kind##_2_4, kind##_2_5, kind##_2_6 },  \
-      { NULL, kind##_1_1, kind##_1_2, kind##_1_3, kind##_1_4, kind##_1_5,    \
-        kind##_1_6 } }
+#define BLOCKS_MANY(kind)                                                    \
+    BLOCK(kind, 2, 3) BLOCK(kind, 2, 4) BLOCK(kind, 2, 5) BLOCK(kind, 2, 6)
 
-BLOCKS(INT8)
+#define NAMES(kind)                                                          \
+    { NULL, kind##_1_1, kind##_1_2, kind##_1_3, kind##_1_4, kind##_1_5,      \
+      kind##_1_6 }
+
+#define NAMES_MANY(kind)                                                     \
+    { NULL, NULL, NULL, kind##_2_3, kind##_2_4, kind##_2_5, kind##_2_6 }
+
+BLOCKS(INT8) BLOCKS_MANY(INT8)
 BLOCKS(INT6)
 BLOCKS(INT4)
-BLOCKS(WIDE)
+BLOCKS(WIDE) BLOCKS_MANY(WIDE)
 
-/* By T; rows that make several parts make none below 3. */
+/* By R and T. */
 typedef void (*block_fn)(const struct block *b);
 
-static const block_fn blocks[4][3][T_MAX + 1] = {
-    NAMES(INT8), NAMES(INT6), NAMES(INT4), NAMES(WIDE)
+static const block_fn blocks[4][R_MAX][T_MAX + 1] = {
+    { NAMES(INT8), NAMES_MANY(INT8) },
+    { NAMES(INT6) },
+    { NAMES(INT4) },
+    { NAMES(WIDE), NAMES_MANY(WIDE) }
 };
 
 
@@ -575,7 +586,7 @@ static void
 panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
           uint32_t R)
 {
-    _Alignas(64) uint8_t wide[2][BLOCK_RUNS * WIDE_BYTES];
+    _Alignas(64) uint8_t wide[R_MAX][BLOCK_RUNS * WIDE_BYTES];
 
     size_t       w_tile = tile_bytes(a->dtype, a->n_in);
     size_t       w_run = quant_run_bytes(a->dtype);
@@ -600,15 +611,9 @@ panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
         b.x = p->x + (size_t) at * p->n_rows;
         b.go_on = a->add || p->run + at != 0;
 
-        if (!many) {
-            b.next = w + AHEAD;
-
-        } else if (at + b.n_runs < p->n_runs) {
-            b.next = w + b.n_runs * w_run;
-
-        } else {
-            b.next = a->w + w_tile * (tile + R) + p->run * w_run;
-        }
+        b.next = at + b.n_runs < p->n_runs
+                 ? w + b.n_runs * w_run
+                 : a->w + w_tile * (tile + R) + p->run * w_run;
 
         if (many && a->dtype != DTYPE_INT8) {
             widen(wide, w, w_tile, b.n_runs, R, a->dtype);
@@ -616,8 +621,8 @@ panel_run(const struct panel *p, const struct linear *a, uint32_t tile,
             b.w_tile = sizeof(wide[0]);
         }
 
-        run_rows(b, p->n_rows, R == 4 ? 0 : (uint32_t) w_run / 64,
-                 blocks[kind][R == 4 ? 0 : R == 2 ? 1 : 2]);
+        run_rows(b, p->n_rows, many ? (uint32_t) w_run / 64 : 0,
+                 blocks[kind][R - 1]);
     }
 }
 
@@ -626,10 +631,10 @@ static void
 panel_run_tiles(const struct panel *p, const struct linear *a, uint32_t tile0,
                 uint32_t tile1)
 {
-    uint32_t R = p->n_rows <= T_STREAM ? 4 : 2, tile = tile0;
+    uint32_t tile = tile0;
 
-    for ( ; tile + R <= tile1; tile += R) {
-        panel_run(p, a, tile, R);
+    for ( ; p->n_rows > T_MAX && tile + R_MAX <= tile1; tile += R_MAX) {
+        panel_run(p, a, tile, R_MAX);
     }
 
     for ( ; tile < tile1; tile++) {

@@ -83,6 +83,16 @@ tokens_last(struct tokens *t, const struct keys *k,
 }
 
 
+/* In the emulation: kernels launched so far, and 4 multiprocessors. */
+extern unsigned long emu_n_launches __attribute__((weak));
+
+static unsigned long
+count_launches(void)
+{
+    return is_emulated() ? emu_n_launches : 0;
+}
+
+
 struct mla_case {
     enum dtype dtype;
     uint32_t   n_heads;
@@ -93,8 +103,9 @@ struct mla_case {
 };
 
 
-/* Keys of all positions first, then the last n_new of each ask. */
-static void
+/* Keys of all positions first, then the last n_new of each ask.  In the
+ * emulation it returns how many kernels answered. */
+static unsigned long
 check_mla(const struct mla_case *k)
 {
     uint32_t      n = k->n_latent + k->n_rope, row = backend_pad(n);
@@ -114,6 +125,9 @@ check_mla(const struct mla_case *k)
     }
 
     both_put(&q.b, q.host);
+
+    unsigned long n_before = count_launches();
+
     EACH(b) {
         struct mla a = {
             .y = tensor_of(&y, b), .q = tensor_of(&q, b),
@@ -129,9 +143,14 @@ check_mla(const struct mla_case *k)
     rows_compare(&y, most_of(k->dtype), "mla, %u heads, %u + %u, context %u "
                  "%u %u", k->n_heads, k->n_latent, k->n_rope, k->n_ctx[0],
                  k->n_ctx[1], k->n_ctx[2]);
+
+    unsigned long n_kernels = count_launches() - n_before;
+
     rows_free(&q);
     rows_free(&y);
     both_free(&keys.b);
+
+    return n_kernels;
 }
 
 
@@ -170,6 +189,41 @@ test_mla(void **state)
 
     for (size_t i = 0; i < BASE_COUNT(large) && !is_small(); i++) {
         check_mla(&large[i]);
+    }
+}
+
+
+/* Keys are split where that is done sooner, 16 heads a block; and never where
+ * sums have to have one order. */
+static void
+test_mla_splits(void **state)
+{
+    static const struct {
+        struct mla_case k;
+        unsigned long   n_kernels;
+    } cases[] = {
+        { { DTYPE_BF16, 16, 24, 8, { 640, 0, 0 }, 1 }, 2 },
+        { { DTYPE_BF16, 64, 24, 8, { 640, 0, 0 }, 1 }, 1 },
+        { { DTYPE_BF16, 96, 24, 8, { 1500, 0, 0 }, 1 }, 2 },
+        { { DTYPE_BF16, 96, 24, 8, { 128, 0, 0 }, 1 }, 1 }
+    };
+
+    const char *name = getenv("MOE_TEST_BACKEND");
+    int         never = name != NULL && strstr(name, "deterministic") != NULL;
+
+    (void) state;
+
+    if (!is_emulated()) {
+        skip();
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        unsigned long got = check_mla(&cases[i].k);
+        unsigned long want = never ? 1 : cases[i].n_kernels;
+
+        if (got != want) {
+            fail_msg("case %zu: expected %lu kernels, got %lu", i, want, got);
+        }
     }
 }
 
@@ -358,6 +412,7 @@ main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mla),
+        cmocka_unit_test(test_mla_splits),
         cmocka_unit_test(test_gqa),
         cmocka_unit_test(test_prompt),
     };

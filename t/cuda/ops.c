@@ -521,6 +521,7 @@ test_moe(void **state)
     if (!is_small()) {
         check_moe(DTYPE_BF16, 1, 20, 6, 2048, 1408);
         check_moe(DTYPE_BF16, 40, 20, 6, 2048, 1408);
+        check_moe(DTYPE_FP8, 150, 4, 2, 2048, 1408);
     }
 }
 
