@@ -6,6 +6,7 @@
  */
 #include "main/child.h"
 
+#include <glob.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "backend.h"
 #include "main/sandbox.h"
 #include "serve/serve.h"
 
@@ -207,13 +209,121 @@ say_plan(const struct serve_model *m, const struct main_options *o,
 }
 
 
-/* Both steps of sandbox.h.  What CUDA opens and maps once it runs has not been
- * seen on a GPU yet: with one there is no sandbox, and a line that says so. */
+/* -- the sandbox ----------------------------------------------------------- */
+
+#define TRIAL_N     4096        /* floats of a row */
+
+/* What a step needs of the driver: memory, copies both ways, kernels, one graph
+ * that is recorded, and one that is run again.  ctx: a backend's name. */
 static int
-guard_files(const struct main_options *o, struct err *e)
+gpu_trial(void *ctx, int calls, struct err *e)
 {
-    int on = strcmp(o->sandbox, "on") == 0 && strcmp(o->backend, "cpu") == 0;
-    int rc = on ? sandbox_files(o->pack_cache, e) : 0;
+    static struct backend *b;
+    static float           row[TRIAL_N], weight[TRIAL_N];
+    static const uint32_t  zero;
+    static const uint32_t *pages[1] = { &zero };
+    struct batch           batch = { 1, &zero, &zero, pages, 1 };
+    float                 *at[4];
+
+    if (b == NULL && (b = backend_open(ctx, 1, 0, e)) == NULL) {
+        return -1;
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(at); i++) {
+        at[i] = b->ops->alloc(b, sizeof(row));
+
+        if (at[i] == NULL) {
+            return err_set(e, "no memory of the backend");
+        }
+    }
+
+    for (size_t i = 0; i < TRIAL_N; i++) {
+        row[i] = i % 2 ? 3 : -3;
+        weight[i] = 5;
+    }
+
+    b->ops->put(b, at[0], row, sizeof(row));
+    b->ops->put(b, at[1], weight, sizeof(weight));
+
+    for (int run = 0; run < 2; run++) {
+        b->ops->begin(b, &batch);
+        b->ops->rmsnorm(b, (struct tensor) { at[2], TRIAL_N },
+                        (struct tensor) { at[0], TRIAL_N }, at[1], 0, 1,
+                        TRIAL_N);
+        b->ops->gather(b, (struct tensor) { at[3], TRIAL_N },
+                       (struct tensor) { at[2], TRIAL_N }, &zero, 1, TRIAL_N);
+
+        const float *got = b->ops->fetch(b, (struct tensor) { at[3], TRIAL_N },
+                                         1, TRIAL_N);
+
+        for (size_t i = 0; i < TRIAL_N; i++) {
+            float want = i % 2 ? 5 : -5;
+
+            if (!(got[i] - want < 1e-3f && want - got[i] < 1e-3f)) {
+                return err_set(e, "rmsnorm, calls %sbounded: at %zu expected "
+                               "%g, got %g", calls ? "" : "not yet ", i,
+                               (double) want, (double) got[i]);
+            }
+        }
+    }
+
+    return 0;
+}
+
+
+/* What is bounded while the model loads, into s: nothing where s->model_dir
+ * stays NULL.  A GPU is tried first, in a process of its own. */
+static int
+plan_guard(const struct main_options *o, const char *devices,
+           sandbox_run *trial, struct sandbox *s, struct err *e)
+{
+    char   cuda[] = "cuda";
+    glob_t found;
+
+    if (strcmp(o->sandbox, "off") == 0) {
+        return 0;
+    }
+
+    if (strcmp(o->backend, "cpu") == 0) {
+        *s = (struct sandbox) { o->pack_cache, NULL, o->model };
+        return 0;
+    }
+
+    if (glob(devices, GLOB_NOSORT, NULL, &found) == 0) {
+        globfree(&found);
+
+    } else if (strcmp(o->backend, "auto") == 0) {
+        return 0;           /* it will be the CPU */
+    }
+
+    /* Packed weights are the host's alone: nothing is written. */
+    struct sandbox gpu = { NULL, devices, o->model };
+
+    if (sandbox_probe(&gpu, trial, cuda, e) == 0) {
+        *s = gpu;
+        return 0;
+    }
+
+    if (strcmp(o->sandbox, "on") == 0) {
+        return err_prefix(e, "--sandbox on: a trial of the GPU in it failed");
+    }
+
+    log_line(LOG_LEVEL_WARN, "sandbox: none with a GPU, a trial in it failed: "
+             "%s", e->text);
+
+    return 0;
+}
+
+
+/* Both steps of sandbox.h. */
+static int
+guard_files(const struct main_options *o, struct sandbox *s, struct err *e)
+{
+    if (plan_guard(o, "/dev/nvidia*", gpu_trial, s, e) != 0) {
+        return -1;
+    }
+
+    int rc = s->model_dir != NULL ? sandbox_files(s, e) : 0;
 
     if (rc > 0) {
         log_line(LOG_LEVEL_WARN, "sandbox: this kernel has no Landlock, files "
@@ -225,20 +335,27 @@ guard_files(const struct main_options *o, struct err *e)
 
 
 static int
-guard_calls(const struct main_options *o, const struct serve_model *m,
+guard_calls(const struct main_options *o, const struct sandbox *s, int on_cpu,
             struct err *e)
 {
-    int cpu = model_info(m->model)->on_cpu;
+    if (strcmp(o->sandbox, "off") == 0) {
+        log_line(LOG_LEVEL_NOTICE, "sandbox: off");
+        return 0;
+    }
 
-    if (strcmp(o->sandbox, "on") != 0 || !cpu) {
-        log_line(LOG_LEVEL_NOTICE, "sandbox: %s",
-                 cpu ? "off" : "none with a GPU");
+    if (!on_cpu && s->devices == NULL) {
+        if (strcmp(o->sandbox, "on") == 0) {
+            return err_set(e, "--sandbox on: expected a GPU of /dev/nvidia*, "
+                           "got one that has no such device");
+        }
+
+        log_line(LOG_LEVEL_NOTICE, "sandbox: none with this GPU");
         return 0;
     }
 
     tzset();            /* reads a file */
 
-    int rc = sandbox_calls(e);
+    int rc = sandbox_calls(!on_cpu, e);
 
     if (rc > 0) {
         log_line(LOG_LEVEL_NOTICE, "sandbox: none in a sanitizer's build");
@@ -276,6 +393,7 @@ main_child_run(const struct main_options *o, int listen_fd, int ready_fd)
     struct serve_model m = { .n_eos = 0 };
     struct tokenizer  *tokenizer = NULL;
     struct template   *template = NULL;
+    struct sandbox     bounds = { NULL, NULL, NULL };
     struct err         e = { "" };
     char               name[ABI_NAME_MAX];
     int                status = MAIN_CHILD_REFUSED;
@@ -283,7 +401,7 @@ main_child_run(const struct main_options *o, int listen_fd, int ready_fd)
     /* jansson's hash seed, before there are threads. */
     json_object_seed(0);
 
-    if (guard_files(o, &e) != 0
+    if (guard_files(o, &bounds, &e) != 0
         || set_name(o, name, &e) != 0
         || (tokenizer = tokenizer_load(o->model, &e)) == NULL
         || load_template(o->model, &template, &e) != 0
@@ -300,7 +418,8 @@ main_child_run(const struct main_options *o, int listen_fd, int ready_fd)
     }
 
     say_plan(&m, o, name);
-    status = guard_calls(o, &m, &e) == 0
+    status = guard_calls(o, &bounds, model_info(m.model)->on_cpu,
+                         &e) == 0
              && serve_model(o, &m, name, listen_fd, ready_fd, &e) == 0
              ? MAIN_CHILD_OK : MAIN_CHILD_FAILED;
 

@@ -88,8 +88,13 @@ static const struct option table[] = {
       "random weights for config.json, for benchmarks" },
     { "drain", "SECONDS", OPTION_INT, OFF(drain_s), "30", 0, 86400, NULL,
       "time that open requests have after SIGTERM" },
-    { "sandbox", "WORD", OPTION_CHOICE, OFF(sandbox), "on", 0, 0, "on|off",
-      "no file, program or socket once it serves; CPU only" },
+    { "sandbox", "WORD", OPTION_CHOICE, OFF(sandbox), "auto", 0, 0,
+      "auto|on|off",
+      "no file, program or socket once it serves; with a GPU\n"
+      "no files but the model, the GPU's devices, libraries,\n"
+      "/proc and /sys, where a trial of the GPU in it works.\n"
+      "Where it fails, auto warns and goes on without a\n"
+      "sandbox, on does not start" },
     { "log-level", "LEVEL", OPTION_CHOICE, OFF(log_level), "notice", 0, 0,
       "error|warn|notice|info|debug", "what goes to standard error" },
     { "help", NULL, OPTION_FLAG, OFF(help), NULL, 0, 0, NULL, "this text" },

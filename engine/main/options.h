@@ -17,7 +17,7 @@ struct main_options {
     const char *backend;
     const char *quant;
     const char *pack_cache;     /* NULL: none */
-    const char *sandbox;        /* "on", "off" */
+    const char *sandbox;        /* "auto", "on", "off" */
     const char *log_level;
     int64_t     socket_mode;
     int64_t     allow_uid;      /* -1: any */
