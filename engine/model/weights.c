@@ -344,6 +344,7 @@ weights_key(const struct weights_loader *l)
 
     key = pack_key(key, l->b->name, strlen(l->b->name));
     key = pack_key(key, &l->b->layout, sizeof(l->b->layout));
+    key = pack_key(key, &l->b->tight, sizeof(l->b->tight));
     key = pack_key(key, l->src.quant, strlen(l->src.quant));
 
     for (size_t i = 0; i < l->n_items; i++) {
