@@ -33,7 +33,6 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <math.h>
 #include <netinet/in.h>
@@ -89,6 +88,8 @@ struct stream {
     uint8_t     in_text;        /* behind WORD_TEXT; 2: behind a backslash */
     uint8_t     retry_after;
     uint8_t     done;
+    struct buf  head;           /* the request, until all of it is sent */
+    size_t      n_head_sent;
     struct buf  history;        /* messages of the conversation */
     struct buf  said;           /* by the model in this turn, as quoted */
 };
@@ -238,25 +239,62 @@ make_body(const struct load *l, const struct stream *s, struct buf *b)
 }
 
 
-/* A connection of its own.  Loopback: connect and the request's send do not
- * block. */
+/* What is left of the request.  0: it is sent; 1: the connection does not take
+ * it yet; -1: and never will. */
 static int
-stream_connect(struct load *l, struct stream *s, const struct buf *head)
+stream_write(struct stream *s)
 {
-    struct epoll_event ev = { .events = EPOLLIN, .data.ptr = s };
-    int                one = 1;
+    ssize_t n = send(s->fd, s->head.p + s->n_head_sent,
+                     s->head.n - s->n_head_sent, MSG_NOSIGNAL);
 
-    s->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (n < 0) {
+        return errno == EAGAIN || errno == EINTR ? 1 : -1;
+    }
+
+    s->n_head_sent += (size_t) n;
+
+    if (s->n_head_sent < s->head.n) {
+        return 1;
+    }
+
+    buf_free(&s->head);
+
+    return 0;
+}
+
+
+/* Sends and says what is waited for: op is how epoll gets to know that. */
+static int
+stream_begin(struct load *l, struct stream *s, int op)
+{
+    int                rc = stream_write(s);
+    struct epoll_event ev = {
+        .events = EPOLLIN | (rc > 0 ? EPOLLOUT : 0), .data.ptr = s
+    };
+
+    return rc < 0 ? -1 : epoll_ctl(l->ep, op, s->fd, &ev);
+}
+
+
+/* A connection of its own.  It does not wait for it: where the server's queue
+ * is full that takes a second or three, and what arrives meanwhile would come
+ * at once behind it, and fill the queue again. */
+static int
+stream_connect(struct load *l, struct stream *s)
+{
+    int one = 1;
+
+    s->n_head_sent = 0;
+    s->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
     if (s->fd < 0) {
         return -1;
     }
 
-    if (connect(s->fd, (struct sockaddr *) &l->addr, sizeof(l->addr)) != 0
-        || setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0
-        || send(s->fd, head->p, head->n, MSG_NOSIGNAL) != (ssize_t) head->n
-        || fcntl(s->fd, F_SETFL, O_NONBLOCK) != 0
-        || epoll_ctl(l->ep, EPOLL_CTL_ADD, s->fd, &ev) != 0)
+    if (setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0
+        || (connect(s->fd, (struct sockaddr *) &l->addr, sizeof(l->addr)) != 0
+            && errno != EINPROGRESS)
+        || stream_begin(l, s, EPOLL_CTL_ADD) != 0)
     {
         close(s->fd);
         s->fd = -1;
@@ -271,27 +309,25 @@ stream_connect(struct load *l, struct stream *s, const struct buf *head)
 static int
 stream_send(struct load *l, struct stream *s, const struct buf *body)
 {
-    struct buf head = { NULL, 0, 0, 0 };
-    int        rc = buf_addf(&head, "POST %s HTTP/1.1\r\nHost: localhost\r\n"
-                             "Content-Type: application/json\r\n"
-                             "%sContent-Length: %zu\r\n\r\n", l->path,
-                             l->keep ? "" : "Connection: close\r\n", body->n);
+    int rc = buf_addf(&s->head, "POST %s HTTP/1.1\r\nHost: localhost\r\n"
+                      "Content-Type: application/json\r\n"
+                      "%sContent-Length: %zu\r\n\r\n", l->path,
+                      l->keep ? "" : "Connection: close\r\n", body->n);
 
-    rc = rc != 0 ? rc : buf_add(&head, body->p, body->n);
+    rc = rc != 0 ? rc : buf_add(&s->head, body->p, body->n);
 
-    if (s->fd >= 0
-        && (rc != 0 || send(s->fd, head.p, head.n, MSG_NOSIGNAL)
-                       != (ssize_t) head.n))
-    {
+    if (s->fd >= 0 && (rc != 0 || stream_begin(l, s, EPOLL_CTL_MOD) != 0)) {
         close(s->fd);
         s->fd = -1;
     }
 
     if (rc == 0 && s->fd < 0) {
-        rc = stream_connect(l, s, &head);
+        rc = stream_connect(l, s);
     }
 
-    buf_free(&head);
+    if (rc != 0) {
+        buf_free(&s->head);
+    }
 
     return rc;
 }
@@ -382,6 +418,7 @@ stream_close(struct load *l, struct stream *s)
         s->fd = -1;
     }
 
+    buf_free(&s->head);
     l->n_open--;
 
     if (s->done && s->status == 200) {
@@ -517,6 +554,15 @@ stream_read(struct load *l, struct stream *s)
         return 0;
     }
 
+    if (s->head.n > 0) {
+        if (stream_begin(l, s, EPOLL_CTL_MOD) != 0) {
+            stream_close(l, s);
+            return 1;
+        }
+
+        return 0;
+    }
+
     for ( ;; ) {
         ssize_t n = recv(s->fd, bytes, sizeof(bytes), 0);
 
@@ -642,6 +688,7 @@ load_run(struct load *l)
             close(s->fd);
         }
 
+        buf_free(&s->head);
         buf_free(&s->history);
         buf_free(&s->said);
     }
