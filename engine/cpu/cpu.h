@@ -10,7 +10,7 @@
  *   bf16   ((tile), ceil(n_in / 2), 16, 2)   the pair of columns 2k, 2k + 1
  *   f32    ((tile), n_in, 16)
  *   int8, int4: quant.h
- *   tight: tight.h, bf16 of which kernels make tiles of bf16 in their cache
+ *   tight: tight.h, which kernels make bf16 in registers or in their cache
  * so that a vector holds one column of 16 outputs, whose sums then need no
  * adding across lanes, and bf16 is what the dot-product instructions take.
  * Rows beyond n_out and an odd last column are 0.
