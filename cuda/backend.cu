@@ -360,9 +360,9 @@ cuda_open(const char *name, int n_threads, struct err *e)
     CUDA_CHECK(cudaMalloc((void **) &c->scratch, CUDA_SCRATCH));
     CUDA_CHECK(cudaMalloc((void **) &c->rounded, CUDA_ROUNDED));
     CUDA_CHECK(cudaMalloc((void **) &c->counters,
-                          CUDA_FEW * sizeof(uint32_t)));
-    CUDA_CHECK(cudaMemsetAsync(c->counters, 0, CUDA_FEW * sizeof(uint32_t),
-                               c->stream));
+                          CUDA_COUNTERS * sizeof(uint32_t)));
+    CUDA_CHECK(cudaMemsetAsync(c->counters, 0,
+                               CUDA_COUNTERS * sizeof(uint32_t), c->stream));
 
     return &c->b;
 }

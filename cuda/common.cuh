@@ -51,6 +51,9 @@ extern "C" {
 /* For rows of x in bf16: 3072 of them with 16384 columns. */
 #define CUDA_ROUNDED    ((size_t) 96 << 20)
 
+/* Of blocks that are done, each for one part of a kernel's output. */
+#define CUDA_COUNTERS   1024
+
 /* Threads of a block of most kernels. */
 #define CUDA_THREADS    256
 
@@ -101,7 +104,7 @@ struct cuda {
 
     float            *scratch;      /* CUDA_SCRATCH bytes */
     unsigned char    *rounded;      /* CUDA_ROUNDED bytes: wide.cu's */
-    uint32_t         *counters;     /* (CUDA_FEW) 0 between kernels */
+    uint32_t         *counters;     /* (CUDA_COUNTERS) 0 between kernels */
     float            *out;          /* pinned: fetch()'s */
     size_t            out_bytes;
 

@@ -8,10 +8,14 @@
  *   bytes: 6 dim width an expert that is chosen; FLOPs: 6 dim width a slot;
  *   bound by memory up to about 200 rows an expert
  *
- *   sort      slots (row, k) by expert, rows in order: a block an expert
- *   gate_up   a block a row tile of both and an expert; 8 N rows at once
- *   down      the same
- *   sum       a thread an output: its n_active terms in their order (D6)
+ *   gate_up   a block a row tile of both and an expert; 8 N slots at once
+ *   down      the same; the last block of a row tile adds its outputs up, a
+ *             thread an output: its n_active terms in their order (D6)
+ *
+ * A block finds its expert's slots (row, k) among all of them.  Of more than
+ * FOUND_MAX that would take longer than the products: then they are sorted by
+ * expert first, rows in order, a block an expert, and added up last, in kernels
+ * of their own.
  */
 #include "common.cuh"
 #include "stream.cuh"
@@ -22,10 +26,13 @@
 /* A warp of sort_kernel() to so many slots. */
 #define SORT_SLOTS      256
 #define SORT_WARPS_MAX  16
+/* Slots that blocks find themselves: 8 to each of 256 rows. */
+#define FOUND_MAX       2048
+#define FOUND_BYTES     ((STREAM_WARPS + FOUND_MAX) * sizeof(uint32_t))
 
 /* In struct moe's tmp_order. */
 struct moe_order {
-    uint32_t *rows;             /* (n_slots) row of x, sorted by expert */
+    uint32_t *slots;            /* (n_slots) sorted by expert */
     uint32_t *place;            /* (n_slots) where (row, k) went */
     uint32_t *start;            /* (n_experts + 1) first slot of an expert */
 };
@@ -55,8 +62,7 @@ count_slots(const uint32_t *ids, uint32_t from, uint32_t to, uint32_t e,
 /* Expert blockIdx.x finds its slots: each warp counts in a part of them, and
  * then knows where those of its part go. */
 static __global__ void
-sort_kernel(const uint32_t *ids, struct moe_order o, uint32_t n_slots,
-            uint32_t n_active)
+sort_kernel(const uint32_t *ids, struct moe_order o, uint32_t n_slots)
 {
     uint32_t *counts = (uint32_t *) (void *) hw_shared();
     uint32_t  n_warps = blockDim.x / HW_WARP, warp = threadIdx.x / HW_WARP;
@@ -87,7 +93,7 @@ sort_kernel(const uint32_t *ids, struct moe_order o, uint32_t n_slots,
         if (is) {
             uint32_t place = at + hw_popc(found & before);
 
-            o.rows[place] = s / n_active;
+            o.slots[place] = s;
             o.place[s] = place;
         }
 
@@ -108,101 +114,181 @@ struct moe_args {
     struct stream_matrix m;
     const unsigned char *up;        /* the same shape as m */
     size_t               w_expert;  /* bytes */
+    const uint32_t      *ids;       /* (n_slots) where o.start is NULL */
     struct moe_order     o;
     struct tensor        y;         /* (n_slots, n_out) */
     struct tensor        x;         /* rows, or slots */
+    uint32_t             n_slots;
+    uint32_t             n_active;  /* slots that share a row of x */
     enum dtype           dtype;
+    /* What y is added up to, by row tiles; NULL: not here. */
+    uint32_t            *counters;  /* (row tiles) */
+    struct tensor        sum;
+    const float         *weights;   /* (n_slots) */
+    uint32_t             n_terms;   /* of a row */
 };
 
 
-/* silu(gate x) * (up x) of 16 outputs of expert blockIdx.y. */
-template <enum dtype T, int N>
-static __global__ void __launch_bounds__(STREAM_THREADS)
-gate_up_kernel(const struct moe_args a)
+/* Of an expert. */
+struct moe_slots {
+    const uint32_t *at;
+    uint32_t        n;
+};
+
+/* Every warp finds those of a part of all, into shared memory. */
+static __device__ struct moe_slots
+find_slots(const struct moe_args &a, uint32_t e, uint32_t *room)
 {
-    float               *room = (float *) (void *) hw_shared();
-    struct stream_matrix gate = a.m, up = a.m;
-    uint32_t             e = blockIdx.y;
+    if (a.o.start != NULL) {
+        uint32_t start = a.o.start[e];
 
-    hw_depend();
-    hw_release();
+        return { a.o.slots + start, a.o.start[e + 1] - start };
+    }
 
-    uint32_t start = a.o.start[e], end = a.o.start[e + 1];
+    uint32_t *list = room + STREAM_WARPS, warp = threadIdx.x / HW_WARP;
+    uint32_t  part = cuda_div_up(a.n_slots, STREAM_THREADS) * HW_WARP;
+    uint32_t  from = min(part * warp, a.n_slots);
+    uint32_t  to = min(from + part, a.n_slots), n = 0, at = 0;
 
-    gate.w += a.w_expert * e;
-    up.w = a.up + a.w_expert * e;
+    for (uint32_t s0 = from; s0 < to; s0 += HW_WARP) {
+        uint32_t s = s0 + hw_lane();
 
-    const unsigned char *const w[2] = { stream_tile<T>(gate, blockIdx.x),
-                                        stream_tile<T>(up, blockIdx.x) };
+        n += hw_popc(hw_ballot(s < to && a.ids[s] == e));
+    }
 
-    for (uint32_t s0 = start; s0 < end; s0 += N * 8) {
-        const float *x[N];
-        float        acc[2][N][4];
+    if (hw_lane() == 0) {
+        room[warp] = n;
+    }
 
-        for (int j = 0; j < N; j++) {
-            uint32_t s = s0 + j * 8 + hw_lane() / 4;
+    __syncthreads();
+    n = 0;
 
-            x[j] = s < end ? a.x.data + a.x.stride * a.o.rows[s] : NULL;
+    for (uint32_t i = 0; i < STREAM_WARPS; i++) {
+        at += i < warp ? room[i] : 0;
+        n += room[i];
+    }
+
+    for (uint32_t s0 = from; s0 < to; s0 += HW_WARP) {
+        uint32_t s = s0 + hw_lane();
+        int      is = s < to && a.ids[s] == e;
+        uint32_t found = hw_ballot(is);
+
+        if (is) {
+            list[at + hw_popc(found & ((1u << hw_lane()) - 1))] = s;
         }
 
-        __syncthreads();
-        stream_tiles<T, 2, N>(acc, w, gate.n_in, x);
-        stream_put_sums<2, N>(acc, room);
-        __syncthreads();
+        at += hw_popc(found);
+    }
 
-        for (uint32_t i = threadIdx.x; i < 16 * N * 8; i += STREAM_THREADS) {
-            uint32_t o = blockIdx.x * 16 + i % 16, s = s0 + i / 16;
+    __syncthreads();
 
-            if (o < gate.n_out && s < end) {
-                a.y.data[a.y.stride * s + o] =
-                    cuda_silu(stream_sum<2, N>(room, i % 16, i / 16))
-                    * stream_sum<2, N>(room, 16 + i % 16, i / 16);
-            }
+    return { list, n };
+}
+
+
+/* Row tile blockIdx.x of y, added up by the block that is the last to have
+ * written of it. */
+static __device__ void
+sum_tile(const struct moe_args &a, uint32_t *is_last)
+{
+    __syncthreads();
+
+    /* pairs with the atomicAdd() of the row tile's other blocks */
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *is_last = atomicAdd(&a.counters[blockIdx.x], 1) == gridDim.y - 1;
+        __threadfence();
+    }
+
+    __syncthreads();
+
+    if (!*is_last) {
+        return;
+    }
+
+    uint32_t n = a.n_slots / a.n_terms * CUDA_TILE;
+
+    for (uint32_t i = threadIdx.x; i < n; i += STREAM_THREADS) {
+        uint32_t r = i / CUDA_TILE, o = blockIdx.x * CUDA_TILE + i % CUDA_TILE;
+
+        if (o >= a.m.n_out) {
+            continue;
         }
+
+        float *to = a.sum.data + a.sum.stride * r + o, sum = *to;
+
+#pragma unroll 8
+        for (uint32_t k = 0; k < a.n_terms; k++) {
+            size_t s = (size_t) r * a.n_terms + k;
+
+            sum += a.weights[s]
+                   * hw_load_fresh(a.y.data + a.y.stride * s + o);
+        }
+
+        *to = sum;
+    }
+
+    if (threadIdx.x == 0) {
+        a.counters[blockIdx.x] = 0;
     }
 }
 
 
-template <enum dtype T, int N>
+/* 16 outputs of expert blockIdx.y, for its slots: R = 2, silu(gate x) * (up x),
+ * or R = 1, down x. */
+template <enum dtype T, int R, int N>
 static __global__ void __launch_bounds__(STREAM_THREADS)
-down_kernel(const struct moe_args a)
+expert_kernel(const struct moe_args a)
 {
     float               *room = (float *) (void *) hw_shared();
-    struct stream_matrix m = a.m;
+    uint32_t            *found = (uint32_t *) (void *)
+                                 (room + stream_room_bytes(R, N)
+                                         / sizeof(float));
+    struct stream_matrix m = a.m, up = a.m;
     uint32_t             e = blockIdx.y;
+    const unsigned char *w[R];
 
     hw_depend();
     hw_release();
 
-    uint32_t start = a.o.start[e], end = a.o.start[e + 1];
+    struct moe_slots slots = find_slots(a, e, found);
 
     m.w += a.w_expert * e;
+    up.w = a.up + a.w_expert * e;
+    w[0] = stream_tile<T>(m, blockIdx.x);
+    w[R - 1] = R == 2 ? stream_tile<T>(up, blockIdx.x) : w[0];
 
-    const unsigned char *const w[1] = { stream_tile<T>(m, blockIdx.x) };
-
-    for (uint32_t s0 = start; s0 < end; s0 += N * 8) {
+    for (uint32_t s0 = 0; s0 < slots.n; s0 += N * 8) {
         const float *x[N];
-        float        acc[1][N][4];
+        float        acc[R][N][4];
 
         for (int j = 0; j < N; j++) {
-            uint32_t s = s0 + j * 8 + hw_lane() / 4;
+            uint32_t i = s0 + j * 8 + hw_lane() / 4;
 
-            x[j] = s < end ? a.x.data + a.x.stride * s : NULL;
+            x[j] = i < slots.n ? a.x.data + a.x.stride
+                                 * (slots.at[i] / a.n_active) : NULL;
         }
 
         __syncthreads();
-        stream_tiles<T, 1, N>(acc, w, m.n_in, x);
-        stream_put_sums<1, N>(acc, room);
+        stream_tiles<T, R, N>(acc, w, m.n_in, x);
+        stream_put_sums<R, N>(acc, room);
         __syncthreads();
 
         for (uint32_t i = threadIdx.x; i < 16 * N * 8; i += STREAM_THREADS) {
             uint32_t o = blockIdx.x * 16 + i % 16, s = s0 + i / 16;
 
-            if (o < m.n_out && s < end) {
-                a.y.data[a.y.stride * s + o] =
-                    stream_sum<1, N>(room, i % 16, i / 16);
+            if (o < m.n_out && s < slots.n) {
+                float v = stream_sum<R, N>(room, i % 16, i / 16);
+
+                a.y.data[a.y.stride * slots.at[s] + o] = R == 1 ? v
+                    : cuda_silu(v) * stream_sum<R, N>(room, 16 + i % 16,
+                                                      i / 16);
             }
         }
+    }
+
+    if (R == 1 && a.counters != NULL) {
+        sum_tile(a, found);
     }
 }
 
@@ -237,7 +323,7 @@ expert_tile_kernel(const struct moe_args a, int is_down)
             uint32_t s = s0 + threadIdx.x;
 
             tile_rows()[threadIdx.x] = s >= end ? NULL
-                : a.x.data + a.x.stride * (is_down ? s : a.o.rows[s]);
+                : a.x.data + a.x.stride * (a.o.slots[s] / a.n_active);
         }
 
         __syncthreads();
@@ -248,14 +334,15 @@ expert_tile_kernel(const struct moe_args a, int is_down)
             uint32_t o = tile * CUDA_TILE + tile_out(i % 4);
             uint32_t s = s0 + tile_row(i / 4, i % 4);
             float    v = t.acc[0][i / 4][i % 4], w = t.acc[1][i / 4][i % 4];
-            float   *y = a.y.data + a.y.stride * s + o;
 
             if (s < end && o < m.n_out) {
-                *y = is_down ? v : cuda_silu(v) * w;
-            }
+                float *y = a.y.data + a.y.stride * a.o.slots[s] + o;
 
-            if (s < end && is_down && o + CUDA_TILE < m.n_out) {
-                y[CUDA_TILE] = w;
+                *y = is_down ? v : cuda_silu(v) * w;
+
+                if (is_down && o + CUDA_TILE < m.n_out) {
+                    y[CUDA_TILE] = w;
+                }
             }
         }
     }
@@ -265,7 +352,7 @@ expert_tile_kernel(const struct moe_args a, int is_down)
 /* FP32 weights, for --quant f32: a warp an output, for the slots of an expert
  * in turn; with `up`, the activation of both. */
 static __global__ void
-expert_f32_kernel(const struct moe_args a, int by_row)
+expert_f32_kernel(const struct moe_args a, int is_down)
 {
     uint32_t o = (blockIdx.x * blockDim.x + threadIdx.x) / HW_WARP;
     uint32_t e = blockIdx.y, stride = cuda_div_up(a.m.n_in, 4) * 4;
@@ -282,12 +369,13 @@ expert_f32_kernel(const struct moe_args a, int by_row)
     const float *u = (const float *) (const void *) (a.up + a.w_expert * e);
 
     for (uint32_t s = a.o.start[e]; s < a.o.start[e + 1]; s++) {
-        const float *x = a.x.data + a.x.stride * (by_row ? a.o.rows[s] : s);
+        uint32_t     slot = a.o.slots[s];
+        const float *x = a.x.data + a.x.stride * (slot / a.n_active);
         float        sum = 0, sum_up = 0;
 
         for (uint32_t i = hw_lane(); i < a.m.n_in; i += HW_WARP) {
             sum += w[at + i] * x[i];
-            sum_up += by_row ? u[at + i] * x[i] : 0;
+            sum_up += is_down ? 0 : u[at + i] * x[i];
         }
 
         for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
@@ -296,13 +384,14 @@ expert_f32_kernel(const struct moe_args a, int by_row)
         }
 
         if (hw_lane() == 0) {
-            a.y.data[a.y.stride * s + o] = by_row ? cuda_silu(sum) * sum_up
-                                                  : sum;
+            a.y.data[a.y.stride * slot + o] = is_down ? sum
+                                              : cuda_silu(sum) * sum_up;
         }
     }
 }
 
 
+/* place: where slots are; NULL: in their order. */
 static __global__ void
 sum_kernel(struct tensor y, struct tensor x, const float *weights,
            const uint32_t *place, uint32_t n_active, uint32_t n)
@@ -321,33 +410,43 @@ sum_kernel(struct tensor y, struct tensor x, const float *weights,
     for (uint32_t k = 0; k < n_active; k++) {
         size_t s = (size_t) r * n_active + k;
 
-        sum += weights[s] * x.data[x.stride * place[s] + i];
+        sum += weights[s]
+               * x.data[x.stride * (place != NULL ? place[s] : s) + i];
     }
 
     *to = sum;
 }
 
 
+template <enum dtype T, int N>
+static void
+launch_streamed(struct cuda *c, const struct moe_args *a, dim3 n_blocks,
+                int is_down)
+{
+    cuda_launch(c, n_blocks, STREAM_THREADS,
+                stream_room_bytes(is_down ? 1 : 2, N)
+                + (a->o.start == NULL ? FOUND_BYTES : 0),
+                is_down ? expert_kernel<T, 1, N> : expert_kernel<T, 2, N>,
+                *a);
+}
+
+
 template <enum dtype T>
 static void
 launch_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
-               uint32_t n_slots, int is_down)
+               int is_down)
 {
     dim3 n_blocks(cuda_div_up(a->m.n_out, CUDA_TILE), n_experts);
 
-    if (n_slots <= 16 * n_experts) {
-        cuda_launch(c, n_blocks, STREAM_THREADS,
-                    stream_room_bytes(is_down ? 1 : 2, 1),
-                    is_down ? down_kernel<T, 1> : gate_up_kernel<T, 1>, *a);
+    if (a->n_slots <= 16 * n_experts) {
+        launch_streamed<T, 1>(c, a, n_blocks, is_down);
 
-    } else if (n_slots <= MANY * n_experts || c->deterministic) {
-        cuda_launch(c, n_blocks, STREAM_THREADS,
-                    stream_room_bytes(is_down ? 1 : 2, 4),
-                    is_down ? down_kernel<T, 4> : gate_up_kernel<T, 4>, *a);
+    } else if (a->n_slots <= MANY * n_experts || c->deterministic) {
+        launch_streamed<T, 4>(c, a, n_blocks, is_down);
 
     } else {
         n_blocks.x = cuda_div_up(a->m.n_out, is_down ? 128 : 64);
-        n_blocks.z = cuda_div_up(n_slots, n_experts * TILE_ROWS) + 1;
+        n_blocks.z = cuda_div_up(a->n_slots, n_experts * TILE_ROWS) + 1;
         cuda_launch(c, n_blocks, TILE_THREADS, TILE_ROOM,
                     expert_tile_kernel<T>, *a, is_down);
     }
@@ -356,41 +455,72 @@ launch_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
 
 static void
 run_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
-            uint32_t n_slots, int is_down)
+            int is_down)
 {
     if (a->dtype == DTYPE_F32) {
         dim3 n_blocks(cuda_div_up(a->m.n_out, CUDA_THREADS / HW_WARP),
                       n_experts);
 
         cuda_launch(c, n_blocks, CUDA_THREADS, 0, expert_f32_kernel, *a,
-                    !is_down);
+                    is_down);
 
     } else if (a->dtype == DTYPE_FP8) {
-        launch_experts<DTYPE_FP8>(c, a, n_experts, n_slots, is_down);
+        launch_experts<DTYPE_FP8>(c, a, n_experts, is_down);
 
     } else {
-        launch_experts<DTYPE_BF16>(c, a, n_experts, n_slots, is_down);
+        launch_experts<DTYPE_BF16>(c, a, n_experts, is_down);
     }
 }
 
 
 static void
 run_both(struct cuda *c, const struct moe *a, struct moe_args *m,
-         uint32_t n_slots)
+         uint32_t *counters)
 {
     m->m = stream_matrix_of(a->gate);
     m->up = (const unsigned char *) a->up->data;
     m->w_expert = cuda_weight_bytes(a->gate);
     m->x = a->x;
     m->y = a->tmp_gate;
-    run_experts(c, m, a->gate->n, n_slots, 0);
+    m->n_active = a->n_active;
+    run_experts(c, m, a->gate->n, 0);
 
     m->m = stream_matrix_of(a->down);
     m->up = m->m.w;
     m->w_expert = cuda_weight_bytes(a->down);
     m->x = a->tmp_gate;
     m->y = a->tmp_down;
-    run_experts(c, m, a->gate->n, n_slots, 1);
+    m->n_active = 1;
+    m->counters = counters;
+    run_experts(c, m, a->gate->n, 1);
+}
+
+
+/* Whether blocks find their slots themselves. */
+static int
+is_found(const struct cuda *c, const struct moe *a)
+{
+    uint32_t n_slots = a->n_rows * a->n_active;
+
+    return n_slots <= FOUND_MAX && a->gate->dtype != DTYPE_F32
+           && (n_slots <= MANY * a->gate->n || c->deterministic)
+           && cuda_div_up(a->down->n_out, CUDA_TILE) <= CUDA_COUNTERS;
+}
+
+
+static void
+sort(struct cuda *c, const struct moe *a, struct moe_order *o)
+{
+    uint32_t n_slots = a->n_rows * a->n_active;
+    uint32_t n_warps = min(cuda_div_up(n_slots, SORT_SLOTS),
+                           (uint32_t) SORT_WARPS_MAX);
+
+    o->slots = a->tmp_order;
+    o->place = a->tmp_order + n_slots;
+    o->start = a->tmp_order + 2 * (size_t) n_slots;
+    cuda_launch(c, a->gate->n, n_warps * HW_WARP,
+                n_warps * 2 * sizeof(uint32_t), sort_kernel, a->ids, *o,
+                n_slots);
 }
 
 
@@ -399,8 +529,7 @@ cuda_moe(struct backend *b, const struct moe *a)
 {
     struct cuda     *c = cuda_of(b);
     uint32_t         n_slots = a->n_rows * a->n_active, n = a->down->n_out;
-    uint32_t         n_warps = min(cuda_div_up(n_slots, SORT_SLOTS),
-                                   (uint32_t) SORT_WARPS_MAX);
+    const uint32_t  *place = NULL;
     struct moe_args  m;
 
     if (n_slots == 0) {
@@ -408,23 +537,32 @@ cuda_moe(struct backend *b, const struct moe *a)
     }
 
     memset(&m, 0, sizeof(m));
-    m.o.rows = a->tmp_order;
-    m.o.place = a->tmp_order + n_slots;
-    m.o.start = a->tmp_order + 2 * (size_t) n_slots;
+    m.ids = a->ids;
+    m.n_slots = n_slots;
     m.dtype = a->gate->dtype;
-    cuda_launch(c, a->gate->n, n_warps * HW_WARP,
-                n_warps * 2 * sizeof(uint32_t), sort_kernel, a->ids, m.o,
-                n_slots, a->n_active);
+    m.sum = a->y;
+    m.weights = a->weights;
+    m.n_terms = a->n_active;
 
-    if (n_slots <= MANY * a->gate->n
-        || cuda_wide_moe(c, a, m.o.place, m.o.start) != 0)
+    if (is_found(c, a)) {
+        run_both(c, a, &m, c->counters);
+        return;
+    }
+
+    sort(c, a, &m.o);
+
+    if (n_slots > MANY * a->gate->n
+        && cuda_wide_moe(c, a, m.o.place, m.o.start) == 0)
     {
-        run_both(c, a, &m, n_slots);
+        place = m.o.place;
+
+    } else {
+        run_both(c, a, &m, NULL);
     }
 
     cuda_launch(c, dim3(a->n_rows, cuda_div_up(n, CUDA_THREADS)),
                 CUDA_THREADS, 0, sum_kernel, a->y, a->tmp_down, a->weights,
-                m.o.place, a->n_active, n);
+                place, a->n_active, n);
 }
 
 

@@ -332,13 +332,13 @@ static const struct larger {
         { "num_experts_per_tok", 4 }, { "n_shared_experts", 2 },
         { "num_hidden_layers", 2 }, { "head_dim", 32 },
         { "num_key_value_heads", 5 } },
-      { 5 + 2 * 9, 5 + 11 + 17 } },
+      { 5 + 2 * 9, 5 + 11 + 15 } },
     { "qwen3",
       { { "hidden_size", 288 }, { "num_attention_heads", 6 },
         { "num_key_value_heads", 2 }, { "head_dim", 48 },
         { "moe_intermediate_size", 168 }, { "num_experts", 12 },
         { "num_experts_per_tok", 4 }, { "num_hidden_layers", 2 } },
-      { 5 + 2 * 11, 5 + 2 * 17 } }
+      { 5 + 2 * 11, 5 + 2 * 15 } }
 };
 
 /* In the emulation: kernels launched so far. */
