@@ -15,6 +15,7 @@
 #include <math.h>
 
 #define ATTEND_AHEAD    8       /* keys from those in work to those called */
+#define LINE            64      /* bytes */
 #define ATTEND_PAIRED   1024    /* columns at most that are taken in pairs */
 
 /* Of H heads, so many keys share one reading of the query, and so many vectors
@@ -264,6 +265,13 @@ attend_page(const struct attend *a, struct attend_state *s,
     float          keep[ATTEND_HEADS];
 
     for ( ; j + (uint32_t) S <= n; j += (uint32_t) S) {
+        /* Values of these keys, where they are not the keys themselves. */
+        for (uint32_t k = 0; k < a->head && values != keys;
+             k += LINE / (uint32_t) dtype_bytes(t))
+        {
+            attend_ahead(values + j * row_bytes, row_bytes, k, t, S);
+        }
+
         attend_dots(s, keys, row_bytes, a->head, j, t, H, S);
     }
 

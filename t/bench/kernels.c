@@ -155,17 +155,39 @@ bench_product(struct backend *b, enum dtype dtype, const char *name,
 }
 
 
+/* 0 key heads: of latents, else of keys and values of so many heads. */
+struct attention {
+    const char *name;
+    uint32_t    n_heads;
+    uint32_t    n_kv_heads;
+    uint32_t    head;           /* columns */
+    uint32_t    row;
+    uint32_t    n_value;
+};
+
+static const struct attention attentions[] = {
+    { "mla", HEADS, 0, ROW, ROW, LATENT },
+    { "gqa", 32, 4, 128, 1024, 128 }    /* Qwen3-30B-A3B's */
+};
+
+
 /* Seconds for one layer's attention of one token, at best. */
 static double
-mla_time(struct backend *b, const struct kv_store *kv, float *q, float *y)
+attention_time(struct backend *b, const struct attention *k,
+               const struct kv_store *kv, float *q, float *y)
 {
     static uint32_t pages[KEYS / BACKEND_PAGE_TOK];
     const uint32_t *table = pages;
     uint32_t        id = 0, pos = KEYS - 1;
     uint64_t        best = UINT64_MAX;
-    struct mla      a = {
-        .y = { y, HEADS * ROW }, .q = { q, HEADS * ROW }, .kv = kv,
-        .n_heads = HEADS, .n_latent = LATENT, .scale = 0.05f
+    size_t          n = (size_t) k->n_heads * k->head;
+    struct mla      mla = {
+        .y = { y, n }, .q = { q, n }, .kv = kv, .n_heads = k->n_heads,
+        .n_latent = k->n_value, .scale = 0.05f
+    };
+    struct gqa      gqa = {
+        .y = { y, n }, .q = { q, n }, .kv = kv, .n_heads = k->n_heads,
+        .n_kv_heads = k->n_kv_heads, .head = k->head, .scale = 0.05f
     };
 
     for (uint32_t i = 0; i < BASE_COUNT(pages); i++) {
@@ -177,8 +199,15 @@ mla_time(struct backend *b, const struct kv_store *kv, float *q, float *y)
     for (int i = 0; i < 20; i++) {
         uint64_t start = clock_us();
 
-        for (a.layer = 0; a.layer < LAYERS; a.layer++) {
-            b->ops->mla(b, &a);
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            mla.layer = gqa.layer = l;
+
+            if (k->n_kv_heads == 0) {
+                b->ops->mla(b, &mla);
+
+            } else {
+                b->ops->gqa(b, &gqa);
+            }
         }
 
         uint64_t us = clock_us() - start;
@@ -191,12 +220,14 @@ mla_time(struct backend *b, const struct kv_store *kv, float *q, float *y)
 
 
 static void
-bench_mla(struct backend *b, double peak)
+bench_attention(struct backend *b, const struct attention *k, double peak)
 {
     struct kv_store kv = { NULL, DTYPE_BF16, KEYS / BACKEND_PAGE_TOK, LAYERS,
-                           ROW };
-    size_t          n_keys = (size_t) KEYS * LAYERS * ROW;
-    float          *q = b->ops->alloc(b, 2 * sizeof(float) * HEADS * ROW);
+                           k->row };
+    size_t          n_keys = (size_t) KEYS * LAYERS * k->row;
+    size_t          n = (size_t) k->n_heads * k->head;
+    float          *q = b->ops->alloc(b, 2 * sizeof(float) * n);
+    char            title[64];
 
     kv.data = b->ops->alloc(b, n_keys * sizeof(uint16_t));
 
@@ -209,17 +240,19 @@ bench_mla(struct backend *b, double peak)
         ((uint16_t *) kv.data)[i] = (uint16_t) (0x3f00 + i * 7 % 251);
     }
 
-    for (size_t i = 0; i < HEADS * ROW; i++) {
+    for (size_t i = 0; i < n; i++) {
         q[i] = (float) (i % 251) / 251 - 0.5f;
     }
 
-    double flops = 2.0 * KEYS * HEADS * (ROW + LATENT)
-                   / mla_time(b, &kv, q, q + HEADS * ROW);
+    double flops = 2.0 * KEYS * k->n_heads * (k->head + k->n_value)
+                   / attention_time(b, k, &kv, q, q + n);
 
-    line("kernel.mla.at_4k", flops / 1e9, "GFLOP/s");
-    line("kernel.mla.at_4k.share", flops / peak, "of_f32_peak");
+    snprintf(title, sizeof(title), "kernel.%s.at_4k", k->name);
+    line(title, flops / 1e9, "GFLOP/s");
+    snprintf(title, sizeof(title), "kernel.%s.at_4k.share", k->name);
+    line(title, flops / peak, "of_f32_peak");
     b->ops->free(b, kv.data, n_keys * sizeof(uint16_t));
-    b->ops->free(b, q, 2 * sizeof(float) * HEADS * ROW);
+    b->ops->free(b, q, 2 * sizeof(float) * n);
 }
 
 
@@ -246,7 +279,11 @@ main(void)
     line("machine.f32", f32 / 1e9, "GFLOP/s");
     line("machine.bf16", bf16 / 1e9, "GFLOP/s");
     line("machine.int8", int8 / 1e9, "GOP/s");
-    bench_mla(b, f32);
+
+    for (size_t i = 0; i < BASE_COUNT(attentions); i++) {
+        bench_attention(b, &attentions[i], f32);
+    }
+
     bench_product(b, DTYPE_F32, "f32", read, f32);
     bench_product(b, DTYPE_BF16, "bf16", read, bf16 > f32 ? bf16 : f32);
     bench_product(b, DTYPE_TIGHT, "tight", read, bf16 > f32 ? bf16 : f32);
