@@ -209,11 +209,32 @@ t_name_thread(void)
 }
 
 
+/* To what cannot be written, by the file that a thread's memory is. */
+static long
+t_patch(void)
+{
+    static const char same[] = "same";
+    int               fd = open("/proc/thread-self/mem", O_RDWR);
+    long              rc = fd < 0 ? -1 : lseek(fd, (off_t) (uintptr_t) same,
+                                               SEEK_SET);
+
+    rc = rc < 0 ? -1 : write(fd, same, sizeof(same));
+
+    int why = errno;
+
+    close(fd);
+    errno = why;
+
+    return rc;
+}
+
+
 /* Files, without a GPU. */
 static const struct probe cpu_probes[] = {
     { "read a file", t_read_file, EACCES },
     { "read another's environment", t_environ, EACCES },
     { "write a file, in the directory too", t_write_file, EACCES },
+    { "write to code", t_patch, EACCES },
     { "look for a file", t_stat, EACCES },
     { "ask a device", t_tty, EPERM },
     { "name itself", t_name, EPERM },
@@ -224,6 +245,7 @@ static const struct probe gpu_probes[] = {
     { "read a file", t_read_file, EACCES },
     { "read another's environment", t_environ, EACCES },
     { "write a file", t_write_file, EACCES },
+    { "write to code", t_patch, EPERM },
     { "list where the model's link leads", t_beside, EACCES },
     { "write the model", t_model_write, EACCES },
     { "add to the model", t_model_new, EACCES },
