@@ -214,7 +214,8 @@ say_plan(const struct serve_model *m, const struct main_options *o,
 #define TRIAL_N     4096        /* floats of a row */
 
 /* What a step needs of the driver: memory, copies both ways, kernels, one graph
- * that is recorded, and one that is run again.  ctx: a backend's name. */
+ * that is recorded, and is run again; and another one where calls are bounded,
+ * since its memory is another.  ctx: a backend's name. */
 static int
 gpu_trial(void *ctx, int calls, struct err *e)
 {
@@ -222,7 +223,7 @@ gpu_trial(void *ctx, int calls, struct err *e)
     static float           row[TRIAL_N], weight[TRIAL_N];
     static const uint32_t  zero;
     static const uint32_t *pages[1] = { &zero };
-    struct batch           batch = { 1, &zero, &zero, pages, 1 };
+    struct batch           batch = { 1, &zero, &zero, pages, 1 + calls };
     float                 *at[4];
 
     if (b == NULL && (b = backend_open(ctx, 1, 0, e)) == NULL) {
