@@ -322,7 +322,7 @@ int cuda_wide_heads(struct cuda *c, const struct heads *a, int add);
 int cuda_wide_moe(struct cuda *c, const struct moe *a, const uint32_t *place,
                   const uint32_t *start);
 
-/* mla.cu, gqa.cu, route.cu, moe.cu */
+/* mla.cu, gqa.cu, route.cu, moe.cu, moe_few.cu */
 void cuda_mla(struct backend *b, const struct mla *a);
 void cuda_gqa(struct backend *b, const struct gqa *a);
 void cuda_route(struct backend *b, const struct route *a);
@@ -387,5 +387,9 @@ struct cuda_shared {
 
 void cuda_moe_few(struct cuda *c, const struct moe *a,
                   const struct cuda_shared *shared);
+
+/* The same with an expert for all, for more rows.  -1: not for these. */
+int cuda_moe_shared(struct cuda *c, const struct moe *a,
+                    const struct cuda_shared *shared);
 
 #endif /* MOE_CUDA_COMMON_CUH */

@@ -525,9 +525,17 @@ put_moe(struct cuda *c, const struct op *op, size_t n)
             op[1].linear.w, op[2].linear.w, op[4].linear.w, op[3].silu.y
         };
 
+        if (m->n_rows > CUDA_FEW) {
+            return cuda_moe_shared(c, m, &shared) == 0 ? 5 : 0;
+        }
+
         cuda_moe_few(c, m, &shared);
 
         return 5;
+    }
+
+    if (m->n_rows > CUDA_FEW) {
+        return 0;
     }
 
     cuda_moe_few(c, m, NULL);
@@ -596,8 +604,8 @@ static const put_fn few[] = {
     put_latent, put_route, put_norm_linears, put_only_linears, put_mla, put_moe
 };
 static const put_fn same[] = { put_only_linears };
-static const put_fn some[] = { put_only_linears, put_latent };
-static const put_fn many[] = { put_latent };
+static const put_fn some[] = { put_only_linears, put_latent, put_moe };
+static const put_fn many[] = { put_latent, put_moe };
 static const put_fn prompt[] = { put_prompt };
 
 
