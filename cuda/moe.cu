@@ -327,9 +327,19 @@ multiply_shared(const struct moe_args &a, float *room)
 }
 
 
+/* Blocks that a multiprocessor is to hold, for enough loads under way. */
+template <enum dtype T, int R, int N>
+static constexpr int
+blocks_held(void)
+{
+    return T != DTYPE_BF16 || N != 1 ? 1 : R == 1 ? 3 : 2;
+}
+
+
 /* 16 outputs of an expert, for its slots; of gate and up, or of down. */
 template <enum dtype T, int R, int N>
-static __global__ void __launch_bounds__(STREAM_THREADS)
+static __global__ void
+__launch_bounds__(STREAM_THREADS, (blocks_held<T, R, N>()))
 expert_kernel(const struct moe_args a)
 {
     float               *room = (float *) (void *) hw_shared();
