@@ -237,18 +237,20 @@ attention(struct step *s, const struct layer *w)
     const struct buffers     *t = &s->buf;
     uint32_t                  n = s->n_tok;
 
-    /* Queries: (n_tok, n_heads, [nope | rope]) */
+    /* Queries: (n_tok, n_heads, [nope | rope]); and the latent and the key that
+     * all heads share, which are kept.  What multiplies x comes together, so
+     * that a backend can read x once. */
     if (c->q_lora != 0) {
         op->linear(b, t->q_a, t->h, &w->q_a, n, 0);
+        op->linear(b, t->kv, t->h, &w->kv_a, n, 0);
         op->rmsnorm(b, t->q_a, t->q_a, w->norm_q, LATENT_EPS, n, c->q_lora);
         op->linear(b, t->q, t->q_a, &w->q_b, n, 0);
 
     } else {
         op->linear(b, t->q, t->h, &w->q, n, 0);
+        op->linear(b, t->kv, t->h, &w->kv_a, n, 0);
     }
 
-    /* The latent and the key that all heads share: what is kept. */
-    op->linear(b, t->kv, t->h, &w->kv_a, n, 0);
     op->rmsnorm(b, t->kv, t->kv, w->norm_kv, LATENT_EPS, n, c->kv_lora);
 
     struct tensor k_rope = tensor_from(t->kv, c->kv_lora);

@@ -322,8 +322,8 @@ static const struct larger {
     } dims[16];
     unsigned    n_launches[2];  /* at most, with 1 token and with 12 */
 } larger[] = {
-    /* embed, angles; gather, norm, head; the first layer is dense.  What the
-     * issue allows a layer is 12. */
+    /* embed, angles; gather, norm, head; the first layer is dense.  The aim is
+     * 12 a layer; with 12 tokens not all are there yet. */
     { "v2_lite",
       { { "hidden_size", 288 }, { "kv_lora_rank", 176 },
         { "qk_rope_head_dim", 32 }, { "qk_nope_head_dim", 120 },
@@ -333,6 +333,14 @@ static const struct larger {
         { "num_hidden_layers", 2 }, { "head_dim", 32 },
         { "num_key_value_heads", 5 } },
       { 5 + 2 * 9, 5 + 11 + 12 } },
+    { "v3",
+      { { "hidden_size", 288 }, { "q_lora_rank", 160 },
+        { "kv_lora_rank", 176 }, { "qk_rope_head_dim", 32 },
+        { "qk_nope_head_dim", 120 }, { "v_head_dim", 72 },
+        { "num_attention_heads", 5 }, { "num_key_value_heads", 5 },
+        { "moe_intermediate_size", 168 }, { "num_hidden_layers", 2 },
+        { "head_dim", 32 } },
+      { 5 + 2 * 10, 5 + 13 + 14 } },
     { "qwen3",
       { { "hidden_size", 288 }, { "num_attention_heads", 6 },
         { "num_key_value_heads", 2 }, { "head_dim", 48 },
@@ -458,11 +466,13 @@ test_larger(void **state)
 int
 main(void)
 {
-    struct CMUnitTest tests[2 * BASE_COUNT(names) + 4] = {
+    struct CMUnitTest tests[2 * BASE_COUNT(names) + 5] = {
         { "larger, latent", test_larger, NULL, NULL,
           (void *) (uintptr_t) &larger[0] },
-        { "larger, grouped", test_larger, NULL, NULL,
+        { "larger, latent, and of queries", test_larger, NULL, NULL,
           (void *) (uintptr_t) &larger[1] },
+        { "larger, grouped", test_larger, NULL, NULL,
+          (void *) (uintptr_t) &larger[2] },
         cmocka_unit_test(test_fp8), cmocka_unit_test(test_demo)
     };
     char              titles[2 * BASE_COUNT(names)][64];
@@ -472,7 +482,7 @@ main(void)
 
         snprintf(titles[i], sizeof(titles[i]), "%s_%s", name,
                  i % 2 ? "bf16" : "f32");
-        tests[4 + i] = (struct CMUnitTest) {
+        tests[5 + i] = (struct CMUnitTest) {
             titles[i], i % 2 ? test_bf16 : test_f32, NULL, NULL,
             (void *) (uintptr_t) name
         };
