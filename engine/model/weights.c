@@ -72,7 +72,7 @@ read_rows(const struct weights_loader *l, const struct source *s,
 
 static void
 store_rows(struct weights_loader *l, const struct weight *w, uint32_t i,
-         uint32_t row, uint32_t n, const float *rows)
+           uint32_t row, uint32_t n, const float *rows)
 {
     if (l->b->ops->weight_put(l->b, w, i, row, n, rows) != 0) {
         __atomic_store_n(&l->misfit, 1, __ATOMIC_RELAXED);
@@ -246,8 +246,13 @@ is_apart(const struct weights_loader *l, const struct item *it)
 {
     struct weight *of[2];
 
-    return it->spec->kind != TENSOR_VECTOR
-           && weights_of(l, it, of) != 0 && of[0]->dtype == DTYPE_TIGHT
+    if (it->spec->kind == TENSOR_VECTOR) {
+        return 0;
+    }
+
+    weights_of(l, it, of);
+
+    return of[0]->dtype == DTYPE_TIGHT
            && memcmp(of[0]->data, nothing, sizeof(nothing)) == 0;
 }
 
