@@ -25,11 +25,10 @@
  *
  * Not measured on a GPU yet.
  */
-#include "common.cuh"
+#include "gqa.cuh"
 
 #include <string.h>
 
-#define PAGE            BACKEND_PAGE_TOK
 #define HEAD_MAX        128
 #define GROUPS          (HEAD_MAX / 16)     /* of columns */
 #define SLICES          4
@@ -39,27 +38,9 @@
  * the rows of a ldmatrix are in different banks. */
 #define STRIDE(head)    ((head) + 8)
 #define STAGE(head)     ((uint32_t) 2 * PAGE * STRIDE(head))
-#define LOG2_E          1.44269504f
 /* Pages in a part: fewer are not worth adding up, more make others wait. */
 #define PER_MIN         4
 #define PER_MAX         32
-
-/* Tokens that a kernel is for: with the table of a neighbour, or without. */
-enum which { EVERY, ALONE, RUNS };
-
-struct gqa_args {
-    struct gqa        a;
-    struct kv_store   kv;
-    struct cuda_batch batch;
-    uint32_t          n_tok;
-    uint32_t          n_group;  /* heads to a key head */
-    uint32_t          per;      /* pages in a part */
-    uint32_t          n_splits;
-    /* NULL: there is one part, which goes to y. */
-    float            *parts;    /* (n_tok, n_heads, n_splits, head) */
-    float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
-    enum which        which;
-};
 
 /* Where a block works: rows `base` .. of the tokens from `first` on, which are
  * [t0, t1) now; of key head g. */
@@ -70,23 +51,6 @@ struct where {
     uint32_t t0;
     uint32_t t1;
 };
-
-
-static inline __device__ bool
-is_alone(const struct gqa_args &m, uint32_t t)
-{
-    const uint32_t *table = m.batch.table;
-
-    return !(t > 0 && table[t - 1] == table[t])
-           && !(t + 1 < m.n_tok && table[t + 1] == table[t]);
-}
-
-
-static inline __device__ bool
-is_mine(const struct gqa_args &m, uint32_t t)
-{
-    return m.which == EVERY || is_alone(m, t) == (m.which == ALONE);
-}
 
 
 /* The token of row u of the block, and whether it is one of these. */

@@ -1,0 +1,47 @@
+/*
+ * gqa.cuh - what kernels of grouped-query attention are given, and which tokens
+ * are theirs.
+ */
+#ifndef MOE_CUDA_GQA_CUH
+#define MOE_CUDA_GQA_CUH
+
+#include "common.cuh"
+
+#define PAGE            BACKEND_PAGE_TOK
+#define LOG2_E          1.44269504f
+
+/* Tokens that a kernel is for: with the table of a neighbour, or without. */
+enum which { EVERY, ALONE, RUNS };
+
+struct gqa_args {
+    struct gqa        a;
+    struct kv_store   kv;
+    struct cuda_batch batch;
+    uint32_t          n_tok;
+    uint32_t          n_group;  /* heads to a key head */
+    uint32_t          per;      /* pages in a part */
+    uint32_t          n_splits;
+    /* NULL: there is one part, which goes to y. */
+    float            *parts;    /* (n_tok, n_heads, n_splits, head) */
+    float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
+    enum which        which;
+};
+
+
+static inline __device__ bool
+is_alone(const struct gqa_args &m, uint32_t t)
+{
+    const uint32_t *table = m.batch.table;
+
+    return !(t > 0 && table[t - 1] == table[t])
+           && !(t + 1 < m.n_tok && table[t + 1] == table[t]);
+}
+
+
+static inline __device__ bool
+is_mine(const struct gqa_args &m, uint32_t t)
+{
+    return m.which == EVERY || is_alone(m, t) == (m.which == ALONE);
+}
+
+#endif /* MOE_CUDA_GQA_CUH */
