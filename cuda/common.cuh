@@ -256,6 +256,31 @@ cuda_block_sum(float v, float *room)
 }
 
 
+/* Whether this block is the last of `n` that come by a counter, which is 0
+ * again then: what the others wrote before is there for hw_load_fresh().
+ * `room` is free again at the next barrier. */
+static inline __device__ bool
+cuda_is_last(uint32_t *counter, uint32_t n, uint32_t *room)
+{
+    __syncthreads();
+
+    /* pairs with the atomicAdd() of the other blocks */
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *room = atomicAdd(counter, 1) == n - 1;
+        __threadfence();
+
+        if (*room) {
+            *counter = 0;
+        }
+    }
+
+    __syncthreads();
+
+    return *room != 0;
+}
+
+
 /* step.cu: the vtable's calls of a layer, which record, replay or go on to
  * the functions below; begin and end of a step that repeats itself. */
 extern const struct backend_ops cuda_step_ops;

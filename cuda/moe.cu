@@ -197,20 +197,9 @@ find_slots(const struct moe_args &a, uint32_t e, uint32_t *room)
 /* Row tile blockIdx.x of y, added up by the block that is the last to have
  * written of it. */
 static __device__ void
-sum_tile(const struct moe_args &a, uint32_t *is_last)
+sum_tile(const struct moe_args &a, uint32_t *room)
 {
-    __syncthreads();
-
-    /* pairs with the atomicAdd() of the row tile's other blocks */
-    if (threadIdx.x == 0) {
-        __threadfence();
-        *is_last = atomicAdd(&a.counters[blockIdx.x], 1) == gridDim.y - 1;
-        __threadfence();
-    }
-
-    __syncthreads();
-
-    if (!*is_last) {
+    if (!cuda_is_last(&a.counters[blockIdx.x], gridDim.y, room)) {
         return;
     }
 
@@ -235,10 +224,6 @@ sum_tile(const struct moe_args &a, uint32_t *is_last)
 
         *to = a.n_shared == 0 ? sum
               : sum + hw_load_fresh(a.s_y.data + a.s_y.stride * r + o);
-    }
-
-    if (threadIdx.x == 0) {
-        a.counters[blockIdx.x] = 0;
     }
 }
 
