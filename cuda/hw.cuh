@@ -118,13 +118,14 @@ hw_exp2(float v)
     return d;
 }
 
-/* Weights: read once, so not kept in L1. */
+/* Weights: read once, so not kept in L1.  Not ld.global.nc, which ptxas takes
+ * for free to move: it put the wait of hw_depend() before these loads. */
 static __device__ __forceinline__ uint4
 hw_load_once(const uint4 *p)
 {
     uint4 v;
 
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 "
+    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 "
                  "{%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
 
