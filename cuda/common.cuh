@@ -372,10 +372,10 @@ int cuda_prompt(struct cuda *c, const struct cuda_prompt *a);
 
 
 /*
- * Calls that follow one another in a layer, as one or two kernels, for at most
- * CUDA_FEW rows; step.cu finds them.  What they leave out is written nowhere:
- * the latent and its rotation stay in kv_put's place, the scores of experts
- * in route's.
+ * Calls that follow one another in a layer, as one or two kernels; step.cu
+ * finds them.  What they leave out is written nowhere: the latent and its
+ * rotation stay in kv_put's place.  Some have kernels of their own for at most
+ * CUDA_FEW rows.
  */
 #define CUDA_FEW    8
 

@@ -604,8 +604,10 @@ static const put_fn few[] = {
     put_latent, put_route, put_norm_linears, put_only_linears, put_mla, put_moe
 };
 static const put_fn same[] = { put_only_linears };
-static const put_fn some[] = { put_only_linears, put_latent, put_moe };
-static const put_fn many[] = { put_latent, put_moe };
+static const put_fn some[] = {
+    put_route, put_only_linears, put_latent, put_moe
+};
+static const put_fn many[] = { put_route, put_latent, put_moe };
 static const put_fn prompt[] = { put_prompt };
 
 

@@ -8,7 +8,7 @@ use warnings;
 use Test::More;
 
 my @tests = map { ($ENV{BUILD} // 'build') . "/t/cuda/$_.emu" }
-            qw(ops attention);
+            qw(ops step attention);
 
 plan skip_all => 'not built: ThreadSanitizer takes fibres for threads'
     unless -x $tests[0];

@@ -332,7 +332,7 @@ static const struct larger {
         { "num_experts_per_tok", 4 }, { "n_shared_experts", 2 },
         { "num_hidden_layers", 2 }, { "head_dim", 32 },
         { "num_key_value_heads", 5 } },
-      { 5 + 2 * 9, 5 + 11 + 12 } },
+      { 5 + 2 * 9, 5 + 11 + 10 } },
     { "v3",
       { { "hidden_size", 288 }, { "q_lora_rank", 160 },
         { "kv_lora_rank", 176 }, { "qk_rope_head_dim", 32 },
@@ -340,13 +340,13 @@ static const struct larger {
         { "num_attention_heads", 5 }, { "num_key_value_heads", 5 },
         { "moe_intermediate_size", 168 }, { "num_hidden_layers", 2 },
         { "head_dim", 32 } },
-      { 5 + 2 * 10, 5 + 13 + 14 } },
+      { 5 + 2 * 10, 5 + 13 + 12 } },
     { "qwen3",
       { { "hidden_size", 288 }, { "num_attention_heads", 6 },
         { "num_key_value_heads", 2 }, { "head_dim", 48 },
         { "moe_intermediate_size", 168 }, { "num_experts", 12 },
         { "num_experts_per_tok", 4 }, { "num_hidden_layers", 2 } },
-      { 5 + 2 * 11, 5 + 2 * 15 } }
+      { 5 + 2 * 11, 5 + 2 * 13 } }
 };
 
 /* In the emulation: kernels launched so far. */

@@ -37,7 +37,7 @@ limited() {
 
 # A line a test: which backend, how many cases passed and failed.
 check() {
-    for run in {ops,attention}:cuda{,:mma,:deterministic} model:cuda; do
+    for run in {ops,step,attention}:cuda{,:mma,:deterministic} model:cuda; do
         log="$out/${run//:/-}.log"
         MOE_TEST_BACKEND=${run#*:} limited "${CHECK_S:-120}" \
             "$build/t/cuda/${run%%:*}.gpu" > "$log" 2>&1
@@ -52,7 +52,7 @@ sanitize() {
     command -v compute-sanitizer > /dev/null \
         || { say 'no compute-sanitizer'; return; }
     for tool in memcheck racecheck initcheck synccheck; do
-        for test in ops attention; do
+        for test in ops step attention; do
             MOE_TEST_SMALL=1 limited "${SANITIZE_S:-120}" compute-sanitizer \
                 --tool $tool --error-exitcode 3 "$build/t/cuda/$test.gpu" \
                 > "$out/$tool-$test.log" 2>&1

@@ -1,0 +1,375 @@
+/*
+ * step.c - calls of a step that the CUDA backend puts together, against the
+ * reference's single ones.  Each step runs twice: recorded, and replayed.
+ */
+#include "pair.h"
+
+/* Calls that are recorded as one: never those of another case. */
+static int n_repeats;
+
+
+static void
+begin_step(struct tokens *t, uint32_t n_tok, int repeats)
+{
+    begin(t, n_tok, 1);
+    t->batch.repeats = repeats;
+    EACH(b) {
+        OP(b, begin, &t->batch);
+    }
+}
+
+
+static void
+end_step(int b)
+{
+    static const uint32_t none;
+    struct tensor         nothing = { NULL, 0 };
+
+    OP(b, gather, nothing, nothing, &none, 0, 0);
+}
+
+
+/* In the emulation: kernels launched so far. */
+extern unsigned long emu_n_launches __attribute__((weak));
+
+/* Behind all that was asked for; y is anything there. */
+static unsigned long
+count_launches(const struct rows *y)
+{
+    free(rows_get(y, CUDA));
+
+    return &emu_n_launches != NULL ? emu_n_launches : 0;
+}
+
+
+/* At most so many since then; more only where a token's numbers are the same
+ * in any company. */
+static void
+check_launches(unsigned long was, const struct rows *y, unsigned most)
+{
+    const char *name = getenv("MOE_TEST_BACKEND");
+
+    if (name == NULL || strcmp(name, "cuda:deterministic") != 0) {
+        assert_true(count_launches(y) - was <= most);
+    }
+}
+
+
+/* rmsnorm, linear of float weights, route. */
+struct routed {
+    uint32_t      n_rows;
+    uint32_t      n;
+    struct route  how;
+    float         eps;
+    struct rows   x, norm, h, logits, bias, weights;
+    struct both   ids;
+    struct weight router[2];
+};
+
+
+static void
+router_of_bits(struct weight w[2])
+{
+    uint32_t n = w[REF].n_in, n_out = w[REF].n_out, over = 1;
+    float   *x = malloc((size_t) n_out * n * sizeof(float));
+
+    assert_non_null(x);
+
+    while (over * over < n) {
+        over *= 2;
+    }
+
+    for (size_t i = 0; i < (size_t) n_out * n; i++) {
+        x[i] = ((float) draw(9) - 4) / (float) over;
+    }
+
+    for (uint32_t r = 0; r < n_out; r += 16) {
+        EACH(b) {
+            OP(b, weight_put, &w[b], 0, r, n_out - r < 16 ? n_out - r : 16,
+               x + (size_t) r * n);
+        }
+    }
+
+    free(x);
+}
+
+
+/* Numbers of a few bits: every sum is the same in any order, and so the experts
+ * are.  A row's mean square is a power of 4. */
+static void
+routed_of_bits(struct routed *r)
+{
+    static const float some[] = { 0.5f, 1, 2 };
+
+    for (uint32_t i = 0; i < r->n_rows; i++) {
+        for (uint32_t k = 0; k < r->n; k++) {
+            r->x.host[i * r->x.stride + k] = draw(2) ? some[i % 3]
+                                                     : -some[i % 3];
+        }
+    }
+
+    for (uint32_t i = 0; i < r->n; i++) {
+        r->norm.host[i] = some[draw(3)];
+    }
+
+    for (uint32_t i = 0; i < r->how.n_experts; i++) {
+        r->bias.host[i] = ((float) draw(5) - 2) / 4;
+    }
+
+    r->eps = 0;
+    both_put(&r->x.b, r->x.host);
+    both_put(&r->norm.b, r->norm.host);
+    both_put(&r->bias.b, r->bias.host);
+    router_of_bits(r->router);
+}
+
+
+/* An odd number of rows does not lie at multiples of 16 bytes. */
+static struct routed
+routed_make(uint32_t n_rows, uint32_t n, struct route how)
+{
+    struct routed r = { .n_rows = n_rows, .n = n, .how = how, .eps = 0.1f };
+    uint32_t      n_experts = how.n_experts;
+
+    r.x = rows_make(n_rows, n, n + n_rows % 2);
+    r.norm = rows_make(1, n, n);
+    r.h = rows_make(n_rows, n, n + 1);
+    r.logits = rows_make(n_rows, n_experts, n_experts + 3);
+    r.bias = rows_make(1, n_experts, n_experts);
+    r.weights = rows_make(n_rows, how.n_active, how.n_active);
+    r.ids = both_make((size_t) n_rows * how.n_active * sizeof(uint32_t));
+    weight_make(r.router, DTYPE_F32, 1, n_experts, n);
+
+    return r;
+}
+
+
+static void
+routed_free(struct routed *r)
+{
+    rows_free(&r->x);
+    rows_free(&r->norm);
+    rows_free(&r->h);
+    rows_free(&r->logits);
+    rows_free(&r->bias);
+    rows_free(&r->weights);
+    both_free(&r->ids);
+    weight_free(r->router);
+}
+
+
+static void
+poison(struct rows *r)
+{
+    for (size_t i = 0; i < (size_t) r->n_rows * r->stride; i++) {
+        r->host[i] = NAN;
+    }
+
+    both_put(&r->b, r->host);
+}
+
+
+/* Into poisoned memory. */
+static void
+routed_run(struct routed *r, int repeats)
+{
+    uint32_t      n_ids = r->n_rows * r->how.n_active;
+    uint32_t     *nobody = malloc(n_ids * sizeof(uint32_t));
+    unsigned long was = 0;
+    struct tokens t;
+
+    assert_non_null(nobody);
+    memset(nobody, 0xff, n_ids * sizeof(uint32_t));
+    both_put(&r->ids, nobody);
+    free(nobody);
+    poison(&r->h);
+    poison(&r->logits);
+    poison(&r->weights);
+    was = count_launches(&r->h);
+    begin_step(&t, r->n_rows, repeats);
+    EACH(b) {
+        struct route a = r->how;
+
+        a.ids = r->ids.at[b];
+        a.weights = r->weights.b.at[b];
+        a.logits = tensor_of(&r->logits, b);
+        a.bias = a.bias != NULL ? r->bias.b.at[b] : NULL;
+        a.n_rows = r->n_rows;
+        OP(b, rmsnorm, tensor_of(&r->h, b), tensor_of(&r->x, b),
+           r->norm.b.at[b], r->eps, r->n_rows, r->n);
+        OP(b, linear, a.logits, tensor_of(&r->h, b), &r->router[b], r->n_rows,
+           0);
+        OP(b, route, &a);
+        end_step(b);
+    }
+    check_launches(was, &r->h, 1);
+}
+
+
+static uint32_t *
+routed_ids(const struct routed *r, int b)
+{
+    uint32_t *ids = malloc(r->ids.n_bytes);
+
+    assert_non_null(ids);
+    OP(b, get, ids, r->ids.at[b], r->ids.n_bytes);
+
+    return ids;
+}
+
+
+static void
+compare_ids(const struct routed *r)
+{
+    uint32_t *want = routed_ids(r, REF), *got = routed_ids(r, CUDA);
+
+    for (uint32_t i = 0; i < r->n_rows * r->how.n_active; i++) {
+        if (want[i] != got[i]) {
+            fail_msg("%u rows of %u to %u experts: id %u: expected %u, got "
+                     "%u", r->n_rows, r->n, r->how.n_experts, i, want[i],
+                     got[i]);
+        }
+    }
+
+    free(want);
+    free(got);
+}
+
+
+static void
+check_route(uint32_t n_rows, uint32_t n, struct route how)
+{
+    struct routed r = routed_make(n_rows, n, how);
+    int           repeats;
+
+    routed_run(&r, ++n_repeats);
+    rows_compare(&r.h, OP_F32_MOST, "normed, %u rows of %u", n_rows, n);
+    rows_compare(&r.logits, OP_F32_MOST, "logits of %u experts, %u rows of %u",
+                 how.n_experts, n_rows, n);
+    routed_of_bits(&r);
+    repeats = ++n_repeats;              /* eps is in the record */
+
+    for (int i = 0; i < 2; i++) {
+        routed_run(&r, repeats);
+        compare_ids(&r);
+        rows_compare(&r.h, OP_F32_MOST, "normed, %u rows of %u", n_rows, n);
+        rows_compare(&r.weights, OP_F32_MOST, "weights, %u rows of %u to %u "
+                     "experts", n_rows, n, how.n_experts);
+    }
+
+    routed_free(&r);
+}
+
+
+static struct route
+route_how(uint32_t n_experts, uint32_t n_active)
+{
+    return (struct route) {
+        .score = ROUTE_SOFTMAX, .method = ROUTE_GREEDY,
+        .n_experts = n_experts, .n_active = n_active, .n_groups = 1,
+        .n_groups_keep = 1, .scale = 1
+    };
+}
+
+
+static struct route
+route_groups(uint32_t n_experts, uint32_t n_active, uint32_t n_groups,
+             uint32_t n_groups_keep, enum route_method method)
+{
+    static const float yes;
+    struct route       r = route_how(n_experts, n_active);
+
+    r.method = method;
+    r.n_groups = n_groups;
+    r.n_groups_keep = n_groups_keep;
+    r.scale = 2.5f;
+    r.norm = 1;
+
+    if (method == ROUTE_GROUP_TOP2) {
+        r.score = ROUTE_SIGMOID;
+        r.bias = &yes;              /* the case's own */
+    }
+
+    return r;
+}
+
+
+static void
+test_route(void **state)
+{
+    (void) state;
+    check_route(1, 300, route_how(12, 4));
+    check_route(8, 37, route_how(60, 4));
+    check_route(8, 64, route_groups(16, 3, 4, 2, ROUTE_GROUP_MAX));
+    check_route(9, 1100, route_how(8, 2));
+    check_route(9, 64, route_groups(256, 8, 8, 4, ROUTE_GROUP_TOP2));
+    check_route(13, 37, route_groups(12, 3, 3, 2, ROUTE_GROUP_MAX));
+    check_route(64, 300, route_how(64, 6));
+    check_route(65, 1031, route_groups(60, 6, 5, 3, ROUTE_GROUP_TOP2));
+    check_route(100, 128, route_how(12, 12));
+    check_route(256, 40, route_groups(60, 4, 1, 1, ROUTE_GROUP_TOP2));
+
+    if (!is_small()) {
+        check_route(17, 2048, route_how(64, 6));
+        check_route(256, 2048, route_how(128, 8));
+        check_route(200, 7168, route_groups(256, 8, 8, 4, ROUTE_GROUP_TOP2));
+    }
+}
+
+
+/* A row that is not a number goes to some experts, and changes nothing of the
+ * others. */
+static void
+test_route_nan(void **state)
+{
+    struct routed r = routed_make(12, 70, route_how(20, 4));
+    int           repeats = ++n_repeats;
+    uint32_t     *want, *got;
+
+    (void) state;
+    routed_run(&r, repeats);
+    want = routed_ids(&r, CUDA);
+    r.x.host[2 * r.x.stride + 5] = NAN;
+    r.x.host[11 * r.x.stride] = INFINITY;
+    both_put(&r.x.b, r.x.host);
+    routed_run(&r, repeats);
+    got = routed_ids(&r, CUDA);
+
+    for (uint32_t i = 0; i < 12 * 4; i++) {
+        if (i / 4 != 2 && i / 4 != 11) {
+            assert_int_equal(got[i], want[i]);
+        }
+
+        assert_true(got[i] < 20);
+
+        for (uint32_t k = i / 4 * 4; k < i; k++) {
+            assert_int_not_equal(got[i], got[k]);
+        }
+    }
+
+    free(want);
+    free(got);
+    routed_free(&r);
+}
+
+
+int
+main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_route),
+        cmocka_unit_test(test_route_nan),
+    };
+
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+
+    if (pair_open() != 0) {
+        return 1;
+    }
+
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+
+    pair_close();
+
+    return rc;
+}
