@@ -482,7 +482,24 @@ hw_group_mma_turned(float (&d)[64], const uint4 &a, uint64_t b, bool add)
 #endif
 }
 
-/* And with A where a descriptor says. */
+/* And of 64 columns. */
+static __device__ __forceinline__ void
+hw_group_mma_turned(float (&d)[32], const uint4 &a, uint64_t b, bool add)
+{
+#if HW_HOPPER
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 HW_32_NAMES "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n"
+                 "}"
+                 : HW_32(d)
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b),
+                   "r"((uint32_t) add));
+#endif
+}
+
+/* Of 128, with A where a descriptor says. */
 static __device__ __forceinline__ void
 hw_group_mma_turned(float (&d)[64], uint64_t a, uint64_t b, bool add)
 {

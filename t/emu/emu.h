@@ -93,10 +93,10 @@ void emu_bulk_put_wait();
 void emu_group_fence();
 void emu_group_mma(float *d, const uint32_t *a, uint64_t b, bool add);
 void emu_group_mma8(float *d, const uint32_t *a, uint64_t b, bool add);
-/* In bf16, of 128 columns with B turned (a NULL: where a_desc says), and of 64
- * with both in shared memory. */
-void emu_group_mma_turned(float *d, const uint32_t *a, uint64_t a_desc,
-                          uint64_t b, bool add);
+/* In bf16, with B turned (a NULL: where a_desc says), and of 64 columns with
+ * both in shared memory. */
+void emu_group_mma_turned(float *d, unsigned n_cols, const uint32_t *a,
+                          uint64_t a_desc, uint64_t b, bool add);
 void emu_group_mma_shared(float *d, uint64_t a_desc, uint64_t b, bool add);
 void emu_group_commit();
 void emu_group_wait(unsigned n_left);

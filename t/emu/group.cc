@@ -243,10 +243,10 @@ emu_group_mma8(float *d, const uint32_t *a, uint64_t b, bool add)
 
 
 void
-emu_group_mma_turned(float *d, const uint32_t *a, uint64_t a_desc, uint64_t b,
-                     bool add)
+emu_group_mma_turned(float *d, unsigned n_cols, const uint32_t *a,
+                     uint64_t a_desc, uint64_t b, bool add)
 {
-    add_product({ d, a, a_desc, b, add, false, true, 128 });
+    add_product({ d, a, a_desc, b, add, false, true, n_cols });
 }
 
 

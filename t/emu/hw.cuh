@@ -390,13 +390,19 @@ hw_group_mma(float (&d)[64], const uint4 &a, uint64_t b, bool add)
 static inline void
 hw_group_mma_turned(float (&d)[64], const uint4 &a, uint64_t b, bool add)
 {
-    emu_group_mma_turned(d, &a.x, 0, b, add);
+    emu_group_mma_turned(d, 128, &a.x, 0, b, add);
+}
+
+static inline void
+hw_group_mma_turned(float (&d)[32], const uint4 &a, uint64_t b, bool add)
+{
+    emu_group_mma_turned(d, 64, &a.x, 0, b, add);
 }
 
 static inline void
 hw_group_mma_turned(float (&d)[64], uint64_t a, uint64_t b, bool add)
 {
-    emu_group_mma_turned(d, NULL, a, b, add);
+    emu_group_mma_turned(d, 128, NULL, a, b, add);
 }
 
 static inline void

@@ -585,7 +585,8 @@ test_group_fp8(void **)
 
 
 /* Operands in shared memory: A (64, 16), B turned, of 16 rows of 2 times 64
- * columns; and the product of A with itself.  How many sums are wrong. */
+ * columns, of which A from registers gets 64; and the product of A with itself.
+ * How many sums are wrong. */
 static unsigned
 shared_product(unsigned lbo)
 {
@@ -598,7 +599,8 @@ shared_product(unsigned lbo)
         uint64_t       a = way | (hw_shared_address(room) >> 4);
         uint64_t       b = way | (hw_shared_address(room + 8192) >> 4)
                            | (uint64_t) (lbo >> 4) << 16;
-        float          d[64], e[32];
+        float          d[64], e[32], f[32];
+        uint32_t       rows[4];
         auto put = [&](unsigned at, unsigned row, unsigned col, unsigned v) {
             ((uint16_t *) (void *) (room + at + row * 128
                                     + (col / 8 ^ row % 8) * 16))[col % 8] =
@@ -614,10 +616,19 @@ shared_product(unsigned lbo)
                 (i / 128 * 3 + i % 128) % 7);
         }
 
+        for (unsigned i = 0; i < 4; i++) {
+            unsigned sum = t / 32 * 16 + l / 4 + i % 2 * 8 + l % 4 * 2
+                           + i / 2 * 8;
+
+            rows[i] = hw_bf16x2((float) (sum % 5), (float) ((sum + 1) % 5));
+        }
+
         hw_shared_fence();
         __syncthreads();
         hw_group_fence();
         hw_group_mma_turned(d, a + 2, b, false);
+        hw_group_mma_turned(f, make_uint4(rows[0], rows[1], rows[2], rows[3]),
+                            b, false);
         hw_group_mma_shared(e, a, a + 2, false);
         hw_group_commit();
         hw_group_wait<0>();
@@ -625,15 +636,17 @@ shared_product(unsigned lbo)
         for (unsigned i = 0; i < 64; i++) {
             unsigned row = t / 32 * 16 + l / 4 + i / 2 % 2 * 8;
             unsigned col = i / 4 * 8 + l % 4 * 2 + i % 2;
-            unsigned want = 0, same = 0;
+            unsigned want = 0, less = 0, same = 0;
 
             for (unsigned k = 0; k < 16; k++) {
                 want += (row + k + 16) % 5 * ((k * 3 + col) % 7);
+                less += (row + k) % 5 * ((k * 3 + col) % 7);
                 same += (row + k) % 5 * ((col + k + 16) % 5);
             }
 
             n_wrong += d[i] != (float) want;
             n_wrong += i < 32 && e[i] != (float) same;
+            n_wrong += i < 32 && f[i] != (float) less;
         }
     });
 
