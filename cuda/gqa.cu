@@ -18,7 +18,8 @@
  *
  * alone   one token: SLICES warps have the same 16 rows and a slice each of
  *         the keys of a page, and are added up when all is done
- * run     of a prompt's tokens, TILES warps of 16 rows, all keys of a page
+ * run     of a prompt's tokens, TILES warps of 16 rows, all keys of a page; on
+ *         Hopper most are gqa_wide.cu's
  *
  * Contexts are cut into parts of `per` pages, which combine_kernel() adds up.
  * Scores are kept times log2 e, for exp2.
@@ -493,6 +494,10 @@ combine_kernel(const struct gqa_args m)
     hw_depend();
     hw_release();
 
+    if (!is_mine(m, t)) {
+        return;
+    }
+
     uint32_t n = cuda_div_up(m.batch.pos[t] / PAGE + 1, m.per);
     float    max = -INFINITY, sum = 0;
 
@@ -623,6 +628,7 @@ launch(struct cuda *c, struct gqa_args *m)
 {
     size_t room = 2 * STAGE(m->a.head) * sizeof(uint16_t);
     int    runs = c->deterministic || c->n_tok > CUDA_FEW;
+    int    is_wide = runs && cuda_gqa_wide(c, m) == 0;
 
     if (!c->deterministic) {
         m->which = runs ? ALONE : EVERY;
@@ -631,7 +637,7 @@ launch(struct cuda *c, struct gqa_args *m)
                     SLICES * HW_WARP, room, alone_kernel, *m);
     }
 
-    if (runs) {
+    if (runs && !is_wide) {
         m->which = c->deterministic ? EVERY : RUNS;
         cuda_launch(c, dim3(cuda_div_up(c->n_tok, RUN_ROWS / m->n_group),
                             m->n_splits, m->a.n_kv_heads),
@@ -639,6 +645,7 @@ launch(struct cuda *c, struct gqa_args *m)
     }
 
     if (m->n_splits > 1) {
+        m->which = is_wide ? ALONE : EVERY;
         cuda_launch(c, dim3(c->n_tok, m->a.n_heads), HEAD_MAX, 0,
                     combine_kernel, *m);
     }

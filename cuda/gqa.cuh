@@ -1,6 +1,6 @@
 /*
- * gqa.cuh - what kernels of grouped-query attention are given, and which tokens
- * are theirs.
+ * gqa.cuh - what both kinds of grouped-query attention are given: gqa.cu's, by
+ * mma, and gqa_wide.cu's, by Hopper's warpgroups; and which tokens are whose.
  */
 #ifndef MOE_CUDA_GQA_CUH
 #define MOE_CUDA_GQA_CUH
@@ -43,5 +43,9 @@ is_mine(const struct gqa_args &m, uint32_t t)
 {
     return m.which == EVERY || is_alone(m, t) == (m.which == ALONE);
 }
+
+/* gqa_wide.cu: m's tokens that have neighbours.  -1: not for these, or not on
+ * this device. */
+int cuda_gqa_wide(struct cuda *c, const struct gqa_args *m);
 
 #endif /* MOE_CUDA_GQA_CUH */

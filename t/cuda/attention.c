@@ -293,6 +293,25 @@ test_gqa(void **state)
         { DTYPE_BF16, 8, 1, 128, { 600, 12, 0 }, { 1, 1, 0 } },
         { DTYPE_BF16, 2, 1, 16, { 1160, 2200, 0 }, { 12, 1, 0 } }
     };
+    /* Warpgroups: prompts of all lengths about a page and a tile; those that
+     * go on from an odd place, and from the last key but one of a tile, which
+     * only its first token does not have; sequences and tokens without a
+     * neighbour in one block, the latter in parts; groups that fill its rows
+     * and that do not. */
+    static const struct gqa_case wide[] = {
+        { DTYPE_BF16, 1, 1, 64, { 63, 64, 65 }, { 63, 64, 65 } },
+        { DTYPE_BF16, 1, 1, 128, { 128, 200, 129 }, { 128, 200, 2 } },
+        { DTYPE_BF16, 8, 2, 64, { 264, 1, 127 }, { 64, 1, 63 } },
+        { DTYPE_BF16, 8, 2, 64, { 256, 256, 259 }, { 2, 2, 5 } },
+        { DTYPE_BF16, 8, 2, 128, { 128, 131, 128 }, { 2, 5, 2 } },
+        { DTYPE_BF16, 8, 2, 128, { 193, 66, 451 }, { 65, 5, 3 } },
+        { DTYPE_BF16, 6, 1, 64, { 7, 600, 140 }, { 1, 10, 23 } },
+        { DTYPE_BF16, 12, 2, 128, { 300, 30, 1 }, { 46, 30, 1 } },
+        { DTYPE_BF16, 16, 2, 128, { 331, 256, 70 }, { 40, 1, 2 } },
+        { DTYPE_BF16, 8, 1, 64, { 5, 3, 640 }, { 5, 3, 128 } },
+        { DTYPE_BF16, 64, 1, 64, { 131, 66, 0 }, { 7, 4, 0 } },
+        { DTYPE_BF16, 2, 1, 64, { 2200, 2113, 9 }, { 150, 1, 5 } }
+    };
     static const struct gqa_case large[] = {
         { DTYPE_BF16, 32, 4, 128, { 5000, 77, 640 }, { 1, 1, 1 } },
         { DTYPE_BF16, 32, 4, 128, { 1111, 777, 300 }, { 600, 1, 300 } },
@@ -303,6 +322,10 @@ test_gqa(void **state)
 
     for (size_t i = 0; i < BASE_COUNT(cases); i++) {
         check_gqa(&cases[i]);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(wide); i++) {
+        check_gqa(&wide[i]);
     }
 
     for (size_t i = 0; i < BASE_COUNT(large) && !is_small(); i++) {

@@ -1,0 +1,586 @@
+/*
+ * gqa_wide.cu - grouped-query attention of a prompt's tokens by Hopper's
+ * warpgroups, for heads of 64 and 128; gqa.cu says what is calculated, and has
+ * the tokens that have no neighbour.
+ *
+ *   FLOPs: 4 head a key and row, a row being a query head of a token; a block
+ *   has 128 rows that share a key head, and goes over the keys once.
+ *   bytes: 4 head a key and block, from L2 but for the first: 128 FLOPs a byte,
+ *   where L2 gives about 5 TB/s; so wgmma bounds, and for heads of 64 exp2 as
+ *   much: 4096 FLOPs and 16 exp2 a cycle and multiprocessor.
+ *
+ * A warp copies, two warpgroups of 64 rows multiply.  A tile is 128 keys, two
+ * pages, of which a key head is one column block or two (common.cuh): in shared
+ * memory they are put together as rows of 128 keys, as they lie; K is read as
+ * it is and V turned.  STAGES tiles of K and of V, up to 192 KiB.
+ *
+ *   warpgroup, tile i          registers, for heads of 128
+ *     O *= ..; P = S in bf16   64 of O, 32 of P
+ *     S = Q K(i)^T             64 of S, 32 of Q
+ *     O += P V(i - 1)
+ *     S = exp2(S - max)        while the second product runs
+ *
+ * The warpgroups take turns in starting their products: one's run while the
+ * other is at its exp2 (FlashAttention-3, Shah et al., 2024).
+ *
+ *   cycles of a tile, of wgmma: 2 * 16 * 64 = 2048; exp2: 2 * 64 * 128 / 16 =
+ *   1024.  Keys that are masked are multiplied in the last tile alone, which
+ *   128 / n_group tokens share.
+ *
+ * Not measured on a GPU yet.
+ */
+#include "gqa.cuh"
+#include "wide.cuh"
+
+#include <string.h>
+
+#define GROUPS          2
+#define GROUP_THREADS   (4 * HW_WARP)
+#define WORKERS         (GROUPS * GROUP_THREADS)
+#define THREADS         (WORKERS + GROUP_THREADS)
+#define REGISTERS       240
+#define REGISTERS_COPY  24
+#define GROUP_ROWS      64
+#define ROWS            (GROUPS * GROUP_ROWS)
+#define KEYS            WIDE_ROWS           /* in a tile */
+#define STAGES          3
+/* 64 keys of 64 columns: a page's, of a column block. */
+#define BLOCK_BYTES     (PAGE * CUDA_KV_COLS * 2)
+#define TILE_BYTES(n)   ((n) / CUDA_KV_COLS * ATOMS_BYTES)
+
+enum { OF_KEYS, OF_VALUES };
+
+/* Behind the tiles. */
+struct room {
+    uint64_t full[2][STAGES];
+    uint64_t free[2][STAGES];
+    uint64_t turn[GROUPS];
+};
+
+#define ROOM_BYTES(n)   (2 * STAGES * TILE_BYTES(n)                           \
+                         + (sizeof(struct room) + 1023) / 1024 * 1024)
+
+/* Tokens of one table among a block's, and what they attend to. */
+struct span {
+    uint32_t g;                 /* key head */
+    uint32_t first;             /* row 0's token */
+    uint32_t t0;
+    uint32_t t1;
+    uint32_t n_keys;
+    uint32_t n;                 /* tiles */
+};
+
+
+template <int HEAD>
+static __device__ __forceinline__ unsigned char *
+tile_of(uint32_t what, uint32_t j)
+{
+    return hw_shared() + (what * STAGES + j % STAGES) * TILE_BYTES(HEAD);
+}
+
+template <int HEAD>
+static __device__ __forceinline__ struct room *
+room_of(void)
+{
+    return (struct room *) (void *) (hw_shared()
+                                     + 2 * STAGES * TILE_BYTES(HEAD));
+}
+
+static __device__ __forceinline__ uint32_t
+phase_of(uint32_t j)
+{
+    return j / STAGES % 2;
+}
+
+
+/* The longest ones go first. */
+static __device__ __forceinline__ struct span
+first_span(const struct gqa_args &m)
+{
+    uint32_t    n_kv = m.a.n_kv_heads;
+    uint32_t    i = gridDim.x / n_kv - 1 - blockIdx.x / n_kv;
+    struct span p = {};
+
+    p.g = blockIdx.x % n_kv;
+    p.first = p.t1 = i * (ROWS / m.n_group);
+
+    return p;
+}
+
+
+/* The next of this block's tokens that are some of a run; false: there are no
+ * more.  Tables of tokens ascend. */
+static __device__ __forceinline__ bool
+find_span(struct span &p, const struct gqa_args &m)
+{
+    const uint32_t *table = m.batch.table;
+    uint32_t        end = min(p.first + ROWS / m.n_group, m.n_tok);
+
+    for (p.t0 = p.t1; p.t0 < end && is_alone(m, p.t0); p.t0++) {
+    }
+
+    if (p.t0 >= end) {
+        return false;
+    }
+
+    for (p.t1 = end; table[p.t1 - 1] != table[p.t0]; p.t1--) {
+    }
+
+    p.n_keys = m.batch.pos[p.t1 - 1] + 1;
+    p.n = cuda_div_up(p.n_keys, KEYS);
+
+    return true;
+}
+
+
+/* Tile i of a span, the j'th of the block; for all lanes of a warp.  What is
+ * behind the last key may be NaN, and NaN times a probability of 0 is NaN: it
+ * is left out, and values are zeros there. */
+template <int HEAD>
+static __device__ __forceinline__ void
+load_tile(const struct gqa_args &m, const struct span &p, uint32_t what,
+          uint32_t i, uint32_t j)
+{
+    const uint32_t       n_blocks = HEAD / CUDA_KV_COLS;
+    struct room         *room = room_of<HEAD>();
+    uint64_t            *full = &room->full[what][j % STAGES];
+    unsigned char       *to = tile_of<HEAD>(what, j);
+    uint32_t             n_keys = min(p.n_keys - i * KEYS, (uint32_t) KEYS);
+    const uint32_t      *ids = m.batch.pages + m.batch.table[p.t0]
+                               + i * (KEYS / PAGE);
+    uint32_t             id[KEYS / PAGE];
+    const unsigned char *from = (const unsigned char *) m.kv.data
+                                + (size_t) (what * m.a.n_kv_heads + p.g)
+                                  * n_blocks * BLOCK_BYTES;
+
+    for (uint32_t k = 0; k < KEYS / PAGE; k++) {
+        id[k] = k * PAGE < n_keys ? ids[k] : 0;
+    }
+
+    hw_barrier_wait(&room->free[what][j % STAGES], phase_of(j) ^ 1);
+
+    if (what == OF_VALUES && n_keys < KEYS) {
+        for (uint32_t k = hw_lane(); k < (KEYS - n_keys) * (HEAD / 8);
+             k += HW_WARP)
+        {
+            *(uint4 *) (void *) (to + piece_at(n_keys + k / (HEAD / 8),
+                                               k % (HEAD / 8),
+                                               KEYS / ATOM_ROWS)) =
+                make_uint4(0, 0, 0, 0);
+        }
+
+        hw_shared_fence();
+        __syncwarp();
+    }
+
+    if (hw_lane() != 0) {
+        return;
+    }
+
+    hw_barrier_expect(full, n_keys * HEAD * 2);
+
+    for (uint32_t k = 0; k < KEYS / PAGE && k * PAGE < n_keys; k++) {
+        size_t   page = ((size_t) id[k] * m.kv.n_layers + m.a.layer) * PAGE
+                        * m.kv.row * 2;
+        uint32_t n = min(n_keys - k * PAGE, (uint32_t) PAGE);
+
+        for (uint32_t b = 0; b < n_blocks; b++) {
+            hw_bulk_copy(to + b * ATOMS_BYTES + k * BLOCK_BYTES,
+                         from + page + b * BLOCK_BYTES, n * CUDA_KV_COLS * 2,
+                         full);
+        }
+    }
+}
+
+
+/* A warp that copies; keys are asked for before the values of the tile ahead
+ * of them. */
+template <int HEAD>
+static __device__ __forceinline__ void
+produce(const struct gqa_args &m)
+{
+    struct span p = first_span(m);
+
+    hw_bulk_fence();
+
+    for (uint32_t j = 0; find_span(p, m); j += p.n) {
+        for (uint32_t i = 0; i <= p.n; i++) {
+            if (i < p.n) {
+                load_tile<HEAD>(m, p, OF_KEYS, i, j + i);
+            }
+
+            if (i > 0) {
+                load_tile<HEAD>(m, p, OF_VALUES, i - 1, j + i - 1);
+            }
+        }
+    }
+}
+
+
+/* A lane's two rows, l / 4 and l / 4 + 8 of its warp's 16. */
+struct running {
+    float    max[2];            /* not times the scale */
+    float    sum[2];            /* of this lane's keys alone */
+    uint32_t last[2];           /* position, of the row's last key */
+};
+
+/* A lane's row: its token, or n_tok, and its head. */
+static __device__ __forceinline__ uint32_t
+find_row(const struct gqa_args &m, const struct span &p, int half,
+         uint32_t *head)
+{
+    uint32_t u = threadIdx.x / HW_WARP * 16 + hw_lane() / 4
+                 + (uint32_t) half * 8;
+    uint32_t t = p.first + u / m.n_group;
+
+    *head = p.g * m.n_group + u % m.n_group;
+
+    return t >= p.t0 && t < p.t1 ? t : m.n_tok;
+}
+
+
+template <int HEAD>
+static __device__ __forceinline__ void
+load_q(uint4 (&q)[HEAD / 16], struct running *run, const struct gqa_args &m,
+       const struct span &p)
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t     head, t = find_row(m, p, half, &head);
+        const float *x = m.a.q.data + m.a.q.stride * t + head * HEAD
+                         + hw_lane() % 4 * 2;
+
+        run->last[half] = t == m.n_tok ? p.n_keys - 1 : m.batch.pos[t];
+
+#pragma unroll
+        for (int k = 0; k < HEAD / 16; k++) {
+            float2 lo = make_float2(0, 0), hi = lo;
+
+            if (t != m.n_tok) {
+                lo = *(const float2 *) (const void *) (x + k * 16);
+                hi = *(const float2 *) (const void *) (x + k * 16 + 8);
+            }
+
+            (half == 0 ? q[k].x : q[k].y) = hw_bf16x2(lo.x, lo.y);
+            (half == 0 ? q[k].z : q[k].w) = hw_bf16x2(hi.x, hi.y);
+        }
+    }
+}
+
+
+/* This warp has arrived. */
+static __device__ __forceinline__ void
+arrive(uint64_t *barrier)
+{
+    __syncwarp();
+
+    if (hw_lane() == 0) {
+        hw_barrier_arrive(barrier);
+    }
+}
+
+
+/* Warpgroup w's turn at tile j: the other one has started its products of tile
+ * j - w. */
+template <int HEAD>
+static __device__ __forceinline__ void
+take_turn(uint32_t j)
+{
+    uint32_t w = threadIdx.x / GROUP_THREADS;
+
+    hw_barrier_wait(&room_of<HEAD>()->turn[w], (j ^ w ^ 1) & 1);
+}
+
+template <int HEAD>
+static __device__ __forceinline__ void
+give_turn(void)
+{
+    arrive(&room_of<HEAD>()->turn[threadIdx.x / GROUP_THREADS ^ 1]);
+}
+
+
+/* s = Q K^T of tile j, begun. */
+template <int HEAD>
+static __device__ __forceinline__ void
+score(float (&s)[KEYS / 2], const uint4 (&q)[HEAD / 16], uint32_t j)
+{
+    hw_group_fence();
+
+#pragma unroll
+    for (int k = 0; k < HEAD / 16; k++) {
+        hw_group_mma(s, q[k], descriptor(tile_of<HEAD>(OF_KEYS, j)
+                                         + k / 4 * ATOMS_BYTES + k % 4 * 32),
+                     k != 0);
+    }
+
+    hw_group_commit();
+}
+
+
+/* o += P V of tile j, begun. */
+template <int HEAD>
+static __device__ __forceinline__ void
+add_values(float (&o)[HEAD / 2], const uint4 (&p)[KEYS / 16], uint32_t j)
+{
+    hw_group_fence();
+
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) {
+        hw_group_mma_turned(o, p[k],
+                            descriptor_turned(tile_of<HEAD>(OF_VALUES, j)
+                                              + k * 2 * ATOM_BYTES,
+                                              ATOMS_BYTES), true);
+    }
+
+    hw_group_commit();
+}
+
+
+/* Keys that a row does not have. */
+static __device__ __forceinline__ void
+mask(float (&s)[KEYS / 2], const struct running &run, uint32_t key0)
+{
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i++) {
+        uint32_t key = key0 + i / 4 * 8 + hw_lane() % 4 * 2 + i % 2;
+
+        if (key > run.last[i / 2 % 2]) {
+            s[i] = -INFINITY;
+        }
+    }
+}
+
+
+/* s = exp2(s - max); by: what sums so far are to be multiplied with. */
+static __device__ __forceinline__ void
+soften(float (&s)[KEYS / 2], float (&by)[2], struct running *run, float scale)
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float max = run->max[half], sum = 0;
+
+#pragma unroll
+        for (int i = 0; i < KEYS / 4; i++) {
+            max = fmaxf(max, s[i / 2 * 4 + half * 2 + i % 2]);
+        }
+
+        max = fmaxf(max, hw_xor(max, 1));
+        max = fmaxf(max, hw_xor(max, 2));
+
+        float base = max * scale;
+
+        by[half] = hw_exp2(run->max[half] * scale - base);
+        run->max[half] = max;
+
+#pragma unroll
+        for (int i = 0; i < KEYS / 4; i++) {
+            float &v = s[i / 2 * 4 + half * 2 + i % 2];
+
+            v = hw_exp2(v * scale - base);
+            sum += v;
+        }
+
+        run->sum[half] = run->sum[half] * by[half] + sum;
+    }
+}
+
+
+static __device__ __forceinline__ void
+round_p(uint4 (&p)[KEYS / 16], const float (&s)[KEYS / 2])
+{
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) {
+        p[k] = make_uint4(hw_bf16x2(s[8 * k], s[8 * k + 1]),
+                          hw_bf16x2(s[8 * k + 2], s[8 * k + 3]),
+                          hw_bf16x2(s[8 * k + 4], s[8 * k + 5]),
+                          hw_bf16x2(s[8 * k + 6], s[8 * k + 7]));
+    }
+}
+
+
+template <int HEAD>
+static __device__ __forceinline__ void
+store(const float (&o)[HEAD / 2], const struct running &run,
+      const struct gqa_args &m, const struct span &p)
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t head, t = find_row(m, p, half, &head);
+        float    sum = run.sum[half];
+
+        sum += hw_xor(sum, 1);
+        sum += hw_xor(sum, 2);
+
+        float  by = 1 / sum;
+        float *y = m.a.y.data + m.a.y.stride * t + head * HEAD
+                   + hw_lane() % 4 * 2;
+
+#pragma unroll
+        for (int i = 0; i < HEAD / 8; i++) {
+            if (t != m.n_tok) {
+                *(float2 *) (void *) (y + i * 8) =
+                    make_float2(o[i * 4 + half * 2] * by,
+                                o[i * 4 + half * 2 + 1] * by);
+            }
+        }
+    }
+}
+
+
+/* The last products of values are done, of tile j; P and the sums are made
+ * ready for those of the next. */
+template <int HEAD>
+static __device__ __forceinline__ void
+turn_over(float (&o)[HEAD / 2], uint4 (&a)[KEYS / 16],
+          const float (&s)[KEYS / 2], const float (&by)[2], uint32_t j,
+          bool is_first)
+{
+    hw_group_wait<0>();
+    hw_group_keep(o);
+
+    if (!is_first) {
+        arrive(&room_of<HEAD>()->free[OF_VALUES][j % STAGES]);
+    }
+
+#pragma unroll
+    for (int i = 0; i < HEAD / 2; i++) {
+        o[i] *= by[i / 2 % 2];
+    }
+
+    round_p(a, s);
+}
+
+
+/* A span's rows, whose tiles are the block's from the j0'th on.  That values
+ * are waited for behind the barriers is what keeps exp2 ahead of that: within
+ * a block of instructions the compiler has it the other way round. */
+template <int HEAD>
+static __device__ __forceinline__ void
+attend(const struct gqa_args &m, const struct span &p, uint32_t j0)
+{
+    struct room   *room = room_of<HEAD>();
+    float          scale = m.a.scale * LOG2_E;
+    uint32_t       least = m.batch.pos[p.t0], j = j0;
+    struct running run = { { -INFINITY, -INFINITY }, { 0, 0 }, { 0, 0 } };
+    float          s[KEYS / 2], o[HEAD / 2], by[2];
+    uint4          q[HEAD / 16], a[KEYS / 16];
+
+    memset(o, 0, sizeof(o));
+    load_q<HEAD>(q, &run, m, p);
+
+    hw_barrier_wait(&room->full[OF_KEYS][j % STAGES], phase_of(j));
+    take_turn<HEAD>(j);
+    score<HEAD>(s, q, j);
+    give_turn<HEAD>();
+    hw_group_wait<0>();
+    hw_group_keep(s);
+    arrive(&room->free[OF_KEYS][j % STAGES]);
+
+    if (KEYS - 1 > least) {
+        mask(s, run, 0);
+    }
+
+    soften(s, by, &run, scale);
+
+    for (j++; j < j0 + p.n; j++) {
+        uint32_t key0 = (j - j0) * KEYS;
+
+        hw_barrier_wait(&room->full[OF_KEYS][j % STAGES], phase_of(j));
+        hw_barrier_wait(&room->full[OF_VALUES][(j - 1) % STAGES],
+                        phase_of(j - 1));
+        take_turn<HEAD>(j);
+        turn_over<HEAD>(o, a, s, by, j - 2, j - j0 == 1);
+        score<HEAD>(s, q, j);
+        add_values<HEAD>(o, a, j - 1);
+        give_turn<HEAD>();
+        hw_group_wait<1>();
+        hw_group_keep(s);
+        arrive(&room->free[OF_KEYS][j % STAGES]);
+
+        if (key0 + KEYS - 1 > least) {
+            mask(s, run, key0);
+        }
+
+        soften(s, by, &run, scale);
+    }
+
+    hw_barrier_wait(&room->full[OF_VALUES][(j - 1) % STAGES],
+                    phase_of(j - 1));
+    turn_over<HEAD>(o, a, s, by, j - 2, j - j0 == 1);
+    add_values<HEAD>(o, a, j - 1);
+    hw_group_wait<0>();
+    hw_group_keep(o);
+    arrive(&room->free[OF_VALUES][(j - 1) % STAGES]);
+    store<HEAD>(o, run, m, p);
+}
+
+
+template <int HEAD>
+static __global__ void __launch_bounds__(THREADS, 1)
+gqa_wide_kernel(const struct gqa_args m)
+{
+    struct room *room = room_of<HEAD>();
+
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < 2 * STAGES; i++) {
+            hw_barrier_init(&room->full[i / STAGES][i % STAGES], 1);
+            hw_barrier_init(&room->free[i / STAGES][i % STAGES], GROUPS * 4);
+        }
+
+        for (uint32_t w = 0; w < GROUPS; w++) {
+            hw_barrier_init(&room->turn[w], 4);
+        }
+    }
+
+    __syncthreads();
+    hw_depend();
+    hw_release();
+
+    if (threadIdx.x >= WORKERS) {
+        hw_group_registers_fewer<REGISTERS_COPY>();
+
+        if (threadIdx.x / HW_WARP == WORKERS / HW_WARP) {
+            produce<HEAD>(m);
+        }
+
+    } else {
+        hw_group_registers_more<REGISTERS>();
+
+        struct span p = first_span(m);
+
+        for (uint32_t j = 0; find_span(p, m); j += p.n) {
+            attend<HEAD>(m, p, j);
+        }
+    }
+}
+
+
+static int
+is_for(const struct cuda *c, const struct gqa_args *m)
+{
+    return c->warpgroups && m->kv.dtype == DTYPE_BF16
+           && (m->a.head == 64 || m->a.head == 128) && m->n_group <= ROWS
+           && (uintptr_t) m->a.q.data % 8 == 0 && m->a.q.stride % 2 == 0
+           && (uintptr_t) m->a.y.data % 8 == 0 && m->a.y.stride % 2 == 0;
+}
+
+
+int
+cuda_gqa_wide(struct cuda *c, const struct gqa_args *m)
+{
+    uint32_t n = cuda_div_up(c->n_tok, ROWS / m->n_group) * m->a.n_kv_heads;
+
+    /* Of few blocks each has to be in parts. */
+    if (!is_for(c, m) || (m->n_splits > 1 && 2 * n < (uint32_t) c->n_sm)) {
+        return -1;
+    }
+
+    if (m->a.head == 64) {
+        cuda_launch(c, n, THREADS, ROOM_BYTES(64), gqa_wide_kernel<64>, *m);
+
+    } else {
+        cuda_launch(c, n, THREADS, ROOM_BYTES(128), gqa_wide_kernel<128>, *m);
+    }
+
+    return 0;
+}
