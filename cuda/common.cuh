@@ -379,7 +379,8 @@ int cuda_prompt(struct cuda *c, const struct cuda_prompt *a);
  */
 #define CUDA_FEW    8
 
-/* rmsnorm, rope, kv_put of the latent; heads, rope of the queries. */
+/* rmsnorm, rope, kv_put of the latent; heads, rope of the queries; x of heads
+ * in pieces of 16 bytes.  For any rows. */
 struct cuda_latent {
     struct cuda_norm       norm;
     struct rope            k;

@@ -416,7 +416,9 @@ put_latent(struct cuda *c, const struct op *op, size_t n)
         || !is_same(op[2].kv_put.x, norm->x)
         || op[2].kv_put.n != norm->n + k->n || h->w->dtype != DTYPE_BF16
         || q->n_heads != h->w->n || q->n != k->n
-        || q->interleaved != k->interleaved || q->x.data == q->y.data)
+        || q->interleaved != k->interleaved || q->x.data == q->y.data
+        || (uintptr_t) h->x.data % 16 != 0 || h->x.stride % 4 != 0
+        || h->x_head % 4 != 0 || h->w->n_in % 4 != 0)
     {
         return 0;
     }

@@ -430,6 +430,97 @@ test_prompt(void **state)
 }
 
 
+/* What a layer of a step that is repeated does to keys and queries, in the
+ * calls that are put together: norm, rope and kv_put of the latent, heads and
+ * rope of the queries; and then attention, which reads what was put. */
+static void
+check_latent(const struct prompt_case *k)
+{
+    uint32_t      n = k->n_latent + k->rope, row = backend_pad(n);
+    uint32_t      qk = k->nope + k->rope, n_h = k->n_heads, none = 0;
+    struct weight uk[2];
+    struct keys   keys;
+    struct tokens t;
+    static int    n_repeats;
+
+    keys_make(&keys, DTYPE_BF16, n, &k->n_ctx);
+    tokens_last(&t, &keys, &k->n_ctx, &k->n_new);
+    t.batch.repeats = ++n_repeats;
+
+    uint32_t    n_tok = t.batch.n_tok;
+    struct rows kv = rows_make(n_tok, n, n), norm = rows_make(1, n, n);
+    struct rows q = rows_make(n_tok, n_h * qk, n_h * qk);
+    struct rows angles = rows_make(n_tok, k->rope, k->rope);
+    struct rows latent = rows_make(n_tok, n_h * row, n_h * row);
+    struct rows y = rows_make(n_tok, n_h * row, n_h * row);
+
+    memset(latent.host, 0, latent.b.n_bytes);   /* its padding */
+    both_put(&latent.b, latent.host);
+    weight_make(uk, DTYPE_BF16, n_h, k->n_latent, k->nope);
+    EACH(b) {
+        struct tensor x = tensor_of(&kv, b);
+        struct tensor key = tensor_from(x, k->n_latent);
+        struct rope   rope_k = { key, key, 0, 0, tensor_of(&angles, b), 1,
+                                 k->rope, 1 };
+        struct heads  to = { tensor_of(&latent, b), tensor_of(&q, b), row, qk,
+                             &uk[b], n_tok };
+        struct rope   rope_q = {
+            tensor_from(to.y, k->n_latent), tensor_from(to.x, k->nope), row,
+            qk, tensor_of(&angles, b), n_h, k->rope, 1
+        };
+        struct mla    mla = {
+            tensor_of(&y, b), to.y, &keys.store[b], 1, n_h, k->n_latent,
+            1 / sqrtf((float) n)
+        };
+
+        OP(b, begin, &t.batch);
+        OP(b, rmsnorm, x, x, norm.b.at[b], 1e-6f, n_tok, k->n_latent);
+        OP(b, rope, &rope_k);
+        OP(b, kv_put, &keys.store[b], 1, x, n);
+        OP(b, heads, &to);
+        OP(b, rope, &rope_q);
+        OP(b, mla, &mla);
+        OP(b, gather, tensor_of(&y, b), tensor_of(&q, b), &none, 0, 1);
+    }
+    rows_compare(&latent, OP_BF16_MOST, "queries of %u tokens, %u heads, %u "
+                 "to %u", n_tok, n_h, k->nope, k->n_latent);
+    rows_compare(&y, OP_BF16_MOST, "latents of %u tokens, %u heads, %u",
+                 n_tok, n_h, k->n_latent);
+    rows_free(&kv);
+    rows_free(&norm);
+    rows_free(&q);
+    rows_free(&angles);
+    rows_free(&latent);
+    rows_free(&y);
+    weight_free(uk);
+    both_free(&keys.b);
+}
+
+
+static void
+test_latent(void **state)
+{
+    /* One token and few; of each kernel a last tile of tokens that is not full,
+     * the last row tiles of a head, more columns than registers hold; what is
+     * not in pieces of 16 bytes. */
+    static const struct prompt_case cases[] = {
+        { 3, 48, 24, 16, 0, { 70, 0, 0 }, { 1, 0, 0 } },
+        { 2, 176, 120, 32, 0, { 66, 3, 0 }, { 2, 3, 0 } },
+        { 5, 35, 20, 8, 0, { 70, 9, 1 }, { 5, 3, 1 } },
+        { 2, 300, 204, 16, 0, { 65, 20, 7 }, { 9, 20, 2 } },
+        { 3, 150, 128, 64, 0, { 64, 0, 40 }, { 8, 0, 25 } },
+        { 1, 40, 140, 16, 0, { 130, 70, 0 }, { 71, 70, 0 } },
+        { 2, 40, 23, 16, 0, { 30, 0, 0 }, { 30, 0, 0 } }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        check_latent(&cases[i]);
+    }
+}
+
+
 int
 main(void)
 {
@@ -438,6 +529,7 @@ main(void)
         cmocka_unit_test(test_mla_splits),
         cmocka_unit_test(test_gqa),
         cmocka_unit_test(test_prompt),
+        cmocka_unit_test(test_latent),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);
