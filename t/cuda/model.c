@@ -4,6 +4,7 @@
  * on the same weights.
  */
 #include <jansson.h>
+#include <stdbool.h>
 #include <unistd.h>
 
 #include "engine/model/model.h"
@@ -320,10 +321,11 @@ static const struct larger {
         const char *key;
         int         value;
     } dims[16];
-    unsigned    n_launches[2];  /* at most, with 1 token and with 12 */
+    /* At most, on 4 and on 132 multiprocessors, of the first layer, which may
+     * be dense, and of another, with 1, 12, 48 and 100 tokens.  The aim is 12;
+     * with more than 8 tokens not all are there yet. */
+    unsigned    n_launches[2][2][4];
 } larger[] = {
-    /* embed, angles; gather, norm, head; the first layer is dense.  The aim is
-     * 12 a layer; with 12 tokens not all are there yet. */
     { "v2_lite",
       { { "hidden_size", 288 }, { "kv_lora_rank", 176 },
         { "qk_rope_head_dim", 32 }, { "qk_nope_head_dim", 120 },
@@ -332,7 +334,8 @@ static const struct larger {
         { "num_experts_per_tok", 4 }, { "n_shared_experts", 2 },
         { "num_hidden_layers", 2 }, { "head_dim", 32 },
         { "num_key_value_heads", 5 } },
-      { 5 + 2 * 9, 5 + 11 + 10 } },
+      { { { 8, 10, 10, 16 }, { 8, 9, 9, 13 } },
+        { { 8, 11, 11, 12 }, { 8, 10, 10, 10 } } } },
     { "v3",
       { { "hidden_size", 288 }, { "q_lora_rank", 160 },
         { "kv_lora_rank", 176 }, { "qk_rope_head_dim", 32 },
@@ -340,17 +343,62 @@ static const struct larger {
         { "num_attention_heads", 5 }, { "num_key_value_heads", 5 },
         { "moe_intermediate_size", 168 }, { "num_hidden_layers", 2 },
         { "head_dim", 32 } },
-      { 5 + 2 * 10, 5 + 13 + 12 } },
+      { { { 10, 12, 12, 18 }, { 10, 11, 11, 15 } },
+        { { 10, 13, 13, 14 }, { 10, 12, 12, 12 } } } },
     { "qwen3",
       { { "hidden_size", 288 }, { "num_attention_heads", 6 },
         { "num_key_value_heads", 2 }, { "head_dim", 48 },
         { "moe_intermediate_size", 168 }, { "num_experts", 12 },
         { "num_experts_per_tok", 4 }, { "num_hidden_layers", 2 } },
-      { 5 + 2 * 11, 5 + 2 * 13 } }
+      { { { 12, 13, 13, 17 }, { 12, 13, 13, 17 } },
+        { { 12, 14, 14, 16 }, { 12, 14, 14, 16 } } } }
 };
 
-/* In the emulation: kernels launched so far. */
+/* In the emulation: kernels launched so far; whether they are only counted; and
+ * how many multiprocessors there are. */
 extern unsigned long emu_n_launches __attribute__((weak));
+extern bool          emu_only_counts __attribute__((weak));
+extern int           emu_n_sm __attribute__((weak));
+
+/* Kernels before the layers and behind them: embed, angles; gather, norm, head.
+ */
+#define LAUNCHES_AROUND 5
+
+
+/* The configuration in a directory of its own, whose name dir becomes. */
+static void
+write_larger(const struct larger *l, char *dir, int n_layers)
+{
+    char    path[64];
+    json_t *config;
+
+    snprintf(path, sizeof(path), "t/data/model/%s/config.json", l->name);
+    config = json_load_file(path, 0, NULL);
+    assert_non_null(config);
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+
+    for (size_t i = 0; i < BASE_COUNT(l->dims) && l->dims[i].key != NULL; i++)
+    {
+        json_object_set_new(config, l->dims[i].key,
+                            json_integer(l->dims[i].value));
+    }
+
+    json_object_set_new(config, "num_hidden_layers", json_integer(n_layers));
+    assert_int_equal(json_dump_file(config, path, 0), 0);
+    json_decref(config);
+}
+
+
+static void
+remove_larger(const char *dir)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    unlink(path);
+    rmdir(dir);
+}
 
 
 static struct model *
@@ -379,22 +427,10 @@ static void
 test_larger(void **state)
 {
     const struct larger *l = *state;
-    char    dir[] = "/tmp/moe-cuda-XXXXXX", path[64];
-    json_t *config;
+    char          dir[] = "/tmp/moe-cuda-XXXXXX";
     struct golden g = { NULL, { 0 }, is_small() ? 40 : 300 };
 
-    snprintf(path, sizeof(path), "t/data/model/%s/config.json", l->name);
-    config = json_load_file(path, 0, NULL);
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof(path), "%s/config.json", dir);
-
-    for (size_t i = 0; i < BASE_COUNT(l->dims) && l->dims[i].key != NULL; i++)
-    {
-        json_object_set_new(config, l->dims[i].key,
-                            json_integer(l->dims[i].value));
-    }
-
-    assert_int_equal(json_dump_file(config, path, 0), 0);
+    write_larger(l, dir, 2);
 
     for (int i = 0; i < g.n_tok; i++) {
         g.tokens[i] = draw(128);
@@ -437,41 +473,114 @@ test_larger(void **state)
     free(whole);
     model_free(same);
 
-    if (&emu_n_launches != NULL) {
-        unsigned long        was = emu_n_launches;
-        float               *logits;
-        uint32_t             pages = 1;
-        struct model_segment one = { g.tokens, &pages, 1, 0, 1, 0 };
-
-        model_forward(m, &one, 1, &logits);
-
-        assert_true(emu_n_launches - was <= l->n_launches[0]);
-
-        /* With more tokens fewer calls are put together. */
-        was = emu_n_launches;
-        one.n_tok = 12;
-        model_forward(m, &one, 1, &logits);
-        assert_true(emu_n_launches - was <= l->n_launches[1]);
-    }
-
     free(want);
     model_free(cpu);
     model_free(m);
-    json_decref(config);
-    unlink(path);
-    rmdir(dir);
+    remove_larger(dir);
+}
+
+
+/* Launches of a step of n tokens from position pos on. */
+static unsigned
+count_launches(struct model *m, int n, int pos)
+{
+    static const uint32_t tokens[256];
+    uint32_t              pages[MAX_TOK / MODEL_PAGE_TOK];
+    struct model_segment  seg = { tokens, pages, n, pos, 1, 0 };
+    unsigned long         was = emu_n_launches;
+    float                *logits;
+
+    for (uint32_t i = 0; i < BASE_COUNT(pages); i++) {
+        pages[i] = i;
+    }
+
+    model_forward(m, &seg, 1, &logits);
+
+    return (unsigned) (emu_n_launches - was);
+}
+
+
+/* Launches of the first layer, and of another. */
+static void
+count_layers(const struct larger *l, const int (*steps)[2], size_t n_steps,
+             unsigned (*n)[2])
+{
+    for (int n_layers = 1; n_layers <= 2; n_layers++) {
+        char dir[] = "/tmp/moe-cuda-XXXXXX";
+
+        write_larger(l, dir, n_layers);
+
+        struct model *m = load_larger(dir, "cuda");
+
+        for (size_t i = 0; i < n_steps; i++) {
+            unsigned all = count_launches(m, steps[i][0], steps[i][1]);
+
+            n[i][n_layers - 1] = all - LAUNCHES_AROUND
+                                 - (n_layers == 2 ? n[i][0] : 0);
+        }
+
+        model_free(m);
+        remove_larger(dir);
+    }
+}
+
+
+/* A layer's launches, on few multiprocessors, for which a product is soon
+ * large, and on as many as an H200 has, on which attention is split; kernels
+ * are not run. */
+static void
+test_launches(void **state)
+{
+    static const int steps[][2] = {
+        { 1, 700 }, { 12, 700 }, { 48, 700 }, { 100, 700 }
+    };
+    static const int devices[] = { 4, 132 };
+    const struct larger *l = *state;
+
+    if (&emu_n_launches == NULL) {
+        skip();
+    }
+
+    emu_only_counts = true;
+
+    for (size_t d = 0; d < BASE_COUNT(devices); d++) {
+        unsigned n[BASE_COUNT(steps)][2];
+
+        emu_n_sm = devices[d];
+        count_layers(l, steps, BASE_COUNT(steps), n);
+
+        for (size_t i = 0; i < 2 * BASE_COUNT(steps); i++) {
+            unsigned most = l->n_launches[d][i % 2][i / 2];
+            unsigned got = n[i / 2][i % 2];
+
+            if (got > most) {
+                fail_msg("%d multiprocessors, %d tokens, layer %zu: %u "
+                         "launches, allowed %u", devices[d], steps[i / 2][0],
+                         i % 2, got, most);
+            }
+        }
+    }
+
+    emu_only_counts = false;
+    emu_n_sm = 4;
 }
 
 
 int
 main(void)
 {
-    struct CMUnitTest tests[2 * BASE_COUNT(names) + 5] = {
+    struct CMUnitTest tests[2 * BASE_COUNT(names) + 8] = {
         { "larger, latent", test_larger, NULL, NULL,
           (void *) (uintptr_t) &larger[0] },
         { "larger, latent, and of queries", test_larger, NULL, NULL,
           (void *) (uintptr_t) &larger[1] },
         { "larger, grouped", test_larger, NULL, NULL,
+          (void *) (uintptr_t) &larger[2] },
+        { "launches, latent", test_launches, NULL, NULL,
+          (void *) (uintptr_t) &larger[0] },
+        { "launches, latent, and of queries", test_launches, NULL, NULL,
+          (void *) (uintptr_t) &larger[1] },
+        { "launches, grouped", test_launches, NULL, NULL,
           (void *) (uintptr_t) &larger[2] },
         cmocka_unit_test(test_fp8), cmocka_unit_test(test_demo)
     };
@@ -482,7 +591,7 @@ main(void)
 
         snprintf(titles[i], sizeof(titles[i]), "%s_%s", name,
                  i % 2 ? "bf16" : "f32");
-        tests[5 + i] = (struct CMUnitTest) {
+        tests[8 + i] = (struct CMUnitTest) {
             titles[i], i % 2 ? test_bf16 : test_f32, NULL, NULL,
             (void *) (uintptr_t) name
         };

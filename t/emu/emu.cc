@@ -79,6 +79,7 @@ uint3         blockIdx;
 dim3          blockDim;
 dim3          gridDim;
 unsigned long emu_n_launches;
+bool          emu_only_counts;
 
 
 void
@@ -357,11 +358,16 @@ emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
                  shared_bytes);
     }
 
+    emu_n_launches++;
+
+    if (emu_only_counts) {
+        return;
+    }
+
     blockDim = n_threads;
     gridDim = n_blocks;
     g.fn = &fn;
     g.shared_bytes = shared_bytes;
-    emu_n_launches++;
     make_turns(turns.get(), n);
 
     for (unsigned i = 0; i < n; i++) {

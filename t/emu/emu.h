@@ -49,8 +49,11 @@ enum emu_order { EMU_FORWARDS, EMU_BACKWARDS, EMU_SHUFFLED };
  * MOE_EMU_ORDER=0|1|2 is what it begins with. */
 void emu_order_set(enum emu_order order, unsigned seed);
 
-/* Kernels that ran, and those launched to overlap with the one before. */
+/* Kernels that were launched; whether they are only counted, not run; and how
+ * many multiprocessors the device says that it has. */
 extern unsigned long emu_n_launches;
+extern bool          emu_only_counts;
+extern int           emu_n_sm;
 
 /* Runs a kernel: fn once a thread. */
 void emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,

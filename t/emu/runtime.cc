@@ -53,6 +53,8 @@ static std::map<const void *, int>   shared_of;     /* what kernels may have */
 static std::map<emu_stream *, bool>  streams;
 static std::mutex                    lock;
 
+int emu_n_sm = 4;
+
 
 static void
 run_late(emu_stream *s, unsigned long until)
@@ -435,7 +437,7 @@ cudaGetDeviceProperties(cudaDeviceProp *p, int)
     memset(p, 0, sizeof(*p));
     snprintf(p->name, sizeof(p->name), "emulated");
     p->totalGlobalMem = (size_t) 4 << 30;
-    p->multiProcessorCount = 4;
+    p->multiProcessorCount = emu_n_sm;
     p->major = 9;
     p->sharedMemPerBlockOptin = 227 * 1024;
     p->l2CacheSize = 1 << 20;
