@@ -334,7 +334,7 @@ struct cuda_linear_op {
     int                  add;
 };
 
-/* Rows of x up to which weights are streamed for them. */
+/* Rows of x up to which weights are streamed for them; any number with D6. */
 #define CUDA_STREAMED   64
 
 /* Up to CUDA_PARTS_MAX products of one x of that many rows; norm is what made
@@ -342,8 +342,15 @@ struct cuda_linear_op {
 void cuda_linears(struct cuda *c, const struct cuda_norm *norm,
                   const struct cuda_linear_op *ops, uint32_t n);
 
-/* wide.cu.  -1: not for these, or not on this device. */
-int cuda_wide_heads(struct cuda *c, const struct heads *a, int add);
+/* y = silu(gate x) * (up x), of any number of rows; norm as above. */
+void cuda_gate_up(struct cuda *c, const struct cuda_norm *norm,
+                  const struct cuda_linear_op *gate, const struct weight *up,
+                  struct tensor y);
+
+/* wide.cu.  -1: not for these, or not on this device.  With up, not NULL, of
+ * one matrix: silu(W x) * (up x). */
+int cuda_wide_heads(struct cuda *c, const struct heads *a,
+                    const struct weight *up, int add);
 int cuda_wide_moe(struct cuda *c, const struct moe *a, const uint32_t *place,
                   const uint32_t *start);
 

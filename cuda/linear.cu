@@ -16,6 +16,10 @@
  * long as they are few.
  * x is rounded to bf16, sums are float.  Each lane has two groups of loads
  * under way, and the first leaves before the kernels ahead have ended.
+ *
+ * A dense layer's gate and up, with their activation, are one kernel that has a
+ * row tile of each: sums in the same order, 2 products for one x and one launch
+ * where there were three (not measured on a GPU yet).
  */
 #include "common.cuh"
 #include "stream.cuh"
@@ -83,6 +87,48 @@ norm_rows(const struct linear_args &a, uint32_t n_in, float *scales)
 }
 
 
+/* Row tiles w times rows of x from row0 on, normed first if they are to be:
+ * sums for stream_sum(). */
+template <enum dtype T, int R, int N>
+static __device__ __forceinline__ void
+multiply(const struct linear_args &a, const unsigned char *const (&w)[R],
+         uint32_t n_in, uint32_t row0, float *room)
+{
+    const float *x[N];
+    float        acc[R][N][4], scale[N] = {};
+
+    for (int j = 0; j < N; j++) {
+        uint32_t r = row0 + j * 8 + hw_lane() / 4;
+
+        x[j] = r < a.n_rows ? a.x.data + a.x_head * blockIdx.z
+                              + a.x.stride * r : NULL;
+    }
+
+    stream_tiles<T, R, N>(acc, w, n_in, x, N == 1 ? a.norm : NULL, scale, [&] {
+        if (N == 1 && a.norm != NULL) {
+            norm_rows(a, n_in, room);
+            scale[0] = room[hw_lane() / 4];
+            __syncthreads();
+        }
+    });
+    stream_put_sums<R, N>(acc, room);
+    __syncthreads();
+}
+
+
+/* Output o of row r, if there is one. */
+static __device__ __forceinline__ void
+put_out(const struct linear_args &a, const struct linear_part &p, uint32_t r,
+        uint32_t o, float sum)
+{
+    if (o < p.m.n_out && r < a.n_rows) {
+        float *y = p.y.data + a.y_head * blockIdx.z + p.y.stride * r + o;
+
+        *y = a.add ? *y + sum : sum;
+    }
+}
+
+
 template <enum dtype T, int R, int N>
 static __global__ void __launch_bounds__(STREAM_THREADS)
 linear_kernel(const struct linear_args a)
@@ -91,8 +137,6 @@ linear_kernel(const struct linear_args a)
     uint32_t            row0 = blockIdx.y * N * 8, i_part = 0;
     struct linear_part  p = a.part[0];
     const unsigned char *w[R];
-    const float        *x[N];
-    float               acc[R][N][4], scale[N] = {};
 
     while (i_part + 1 < a.n_parts && blockIdx.x >= a.part[i_part + 1].block) {
         p = a.part[++i_part];
@@ -106,64 +150,69 @@ linear_kernel(const struct linear_args a)
         w[i] = stream_tile<T>(p.m, tile + i);
     }
 
-    for (int j = 0; j < N; j++) {
-        uint32_t r = row0 + j * 8 + hw_lane() / 4;
-
-        x[j] = r < a.n_rows ? a.x.data + a.x_head * blockIdx.z
-                              + a.x.stride * r : NULL;
-    }
-
-    stream_tiles<T, R, N>(acc, w, p.m.n_in, x, N == 1 ? a.norm : NULL, scale,
-                          [&] {
-        if (N == 1 && a.norm != NULL) {
-            norm_rows(a, p.m.n_in, room);
-            scale[0] = room[hw_lane() / 4];
-            __syncthreads();
-        }
-    });
-    stream_put_sums<R, N>(acc, room);
-    __syncthreads();
+    multiply<T, R, N>(a, w, p.m.n_in, row0, room);
 
     for (uint32_t i = threadIdx.x; i < R * 16 * N * 8; i += STREAM_THREADS) {
-        uint32_t o = tile * 16 + i % (R * 16);
-        uint32_t r = row0 + i / (R * 16);
+        put_out(a, p, row0 + i / (R * 16), tile * 16 + i % (R * 16),
+                stream_sum<R, N>(room, i % (R * 16), i / (R * 16)));
+    }
+}
 
-        if (o < p.m.n_out && r < a.n_rows) {
-            float *y = p.y.data + a.y_head * blockIdx.z + p.y.stride * r + o;
-            float  sum = stream_sum<R, N>(room, i % (R * 16), i / (R * 16));
 
-            *y = a.add ? *y + sum : sum;
-        }
+/* silu(gate x) * (up x), gate part 0 and up part 1: a row tile of both. */
+template <enum dtype T, int N>
+static __global__ void __launch_bounds__(STREAM_THREADS)
+gate_up_kernel(const struct linear_args a)
+{
+    float   *room = (float *) (void *) hw_shared();
+    uint32_t row0 = blockIdx.y * N * 8, tile = blockIdx.x;
+    const unsigned char *const w[2] = { stream_tile<T>(a.part[0].m, tile),
+                                        stream_tile<T>(a.part[1].m, tile) };
+
+    multiply<T, 2, N>(a, w, a.part[0].m.n_in, row0, room);
+
+    for (uint32_t i = threadIdx.x; i < 16 * N * 8; i += STREAM_THREADS) {
+        float gate = stream_sum<2, N>(room, i % 16, i / 16);
+        float up = stream_sum<2, N>(room, 16 + i % 16, i / 16);
+
+        put_out(a, a.part[0], row0 + i / 16, tile * 16 + i % 16,
+                cuda_silu(gate) * up);
     }
 }
 
 
 /* Whether warpgroups do it, see wide.cu. */
 static int
-run_wide(struct cuda *c, const struct linear_args *a, const struct weight *w)
+run_wide(struct cuda *c, const struct linear_args *a, const struct weight *w,
+         const struct weight *up)
 {
     struct heads h = { a->part[0].y, a->x, a->y_head, a->x_head, w,
                        a->n_rows };
 
-    return cuda_wide_heads(c, &h, a->add) == 0;
+    return cuda_wide_heads(c, &h, up, a->add) == 0;
 }
 
 
-/* Many rows: 128 outputs of 128 of them, see tile.cuh. */
+/* Many rows: 128 outputs of 128 of them, see tile.cuh; or 64 of gate and of
+ * up. */
 template <enum dtype T>
 static __global__ void __launch_bounds__(TILE_THREADS, 1)
-linear_tile_kernel(const struct linear_args a)
+linear_tile_kernel(const struct linear_args a, int is_gate_up)
 {
-    struct stream_matrix m = a.part[0].m;
+    const struct linear_part &p = a.part[0];
+    struct stream_matrix m = p.m;
     uint32_t             row0 = blockIdx.y * TILE_ROWS;
-    uint32_t             tile = blockIdx.x * 8 + threadIdx.x / HW_WARP % 4 * 2;
+    uint32_t             warp = threadIdx.x / HW_WARP % 4;
+    uint32_t             tile = is_gate_up ? blockIdx.x * 4 + warp
+                                           : blockIdx.x * 8 + warp * 2;
     struct tile          t;
 
     hw_depend();
     hw_release();
     m.w += a.w_head * blockIdx.z;
     t.w[0] = stream_tile<T>(m, tile);
-    t.w[1] = stream_tile<T>(m, tile + 1);
+    t.w[1] = is_gate_up ? stream_tile<T>(a.part[1].m, tile)
+                        : stream_tile<T>(m, tile + 1);
 
     if (threadIdx.x < TILE_ROWS) {
         uint32_t r = row0 + threadIdx.x;
@@ -177,16 +226,15 @@ linear_tile_kernel(const struct linear_args a)
     tile_product<T>(t, m.n_in);
 
 #pragma unroll
-    for (int i = 0; i < 2 * 8 * 4; i++) {
-        uint32_t o = (tile + i / 32) * CUDA_TILE + tile_out(i % 4);
-        uint32_t r = row0 + tile_row(i / 4 % 8, i % 4);
+    for (int i = 0; i < 8 * 4; i++) {
+        uint32_t o = tile * CUDA_TILE + tile_out(i % 4);
+        uint32_t r = row0 + tile_row(i / 4, i % 4);
+        float    v = t.acc[0][i / 4][i % 4], w = t.acc[1][i / 4][i % 4];
 
-        if (o < m.n_out && r < a.n_rows) {
-            float *y = a.part[0].y.data + a.y_head * blockIdx.z
-                       + a.part[0].y.stride * r + o;
-            float  sum = t.acc[i / 32][i / 4 % 8][i % 4];
+        put_out(a, p, r, o, is_gate_up ? cuda_silu(v) * w : v);
 
-            *y = a.add ? *y + sum : sum;
+        if (!is_gate_up) {
+            put_out(a, p, r, o + CUDA_TILE, w);
         }
     }
 }
@@ -339,10 +387,10 @@ run_few_or_many(struct cuda *c, struct linear_args *a, const struct weight *w)
     if (a->n_rows <= CUDA_STREAMED || c->deterministic) {
         run_few<T>(c, a, w->n);
 
-    } else if (!run_wide(c, a, w)) {
+    } else if (!run_wide(c, a, w, NULL)) {
         cuda_launch(c, dim3(cuda_div_up(w->n_out, 128),
                             cuda_div_up(a->n_rows, TILE_ROWS), w->n),
-                    TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a);
+                    TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a, 0);
     }
 }
 
@@ -383,6 +431,18 @@ args_of(struct tensor y, struct tensor x, const struct weight *w,
 }
 
 
+static void
+put_norm(struct linear_args *a, const struct cuda_norm *norm)
+{
+    if (norm != NULL) {
+        a->norm = norm->w;
+        a->eps = norm->eps;
+        a->x = norm->x;
+        a->h = norm->y;
+    }
+}
+
+
 void
 cuda_linear(struct backend *b, struct tensor y, struct tensor x,
             const struct weight *w, uint32_t n_rows, int add)
@@ -420,16 +480,63 @@ cuda_linears(struct cuda *c, const struct cuda_norm *norm,
 
     a.n_parts = n;
 
-    if (norm != NULL) {
-        a.norm = norm->w;
-        a.eps = norm->eps;
-        a.x = norm->x;
-        a.h = norm->y;
-    }
+    put_norm(&a, norm);
 
     if (ops[0].w->dtype == DTYPE_FP8) {
         run_few<DTYPE_FP8>(c, &a, 1);
     } else {
         run_few<DTYPE_BF16>(c, &a, 1);
+    }
+}
+
+
+template <enum dtype T, int N>
+static void
+launch_gate_up(struct cuda *c, const struct linear_args *a)
+{
+    cuda_launch(c, dim3(cuda_div_up(a->part[0].m.n_out, CUDA_TILE),
+                        cuda_div_up(a->n_rows, N * 8)),
+                STREAM_THREADS, stream_room_bytes(2, N), gate_up_kernel<T, N>,
+                *a);
+}
+
+
+template <enum dtype T>
+static void
+run_gate_up(struct cuda *c, const struct linear_args *a,
+            const struct weight *gate, const struct weight *up)
+{
+    if (a->n_rows <= 8) {
+        launch_gate_up<T, 1>(c, a);
+
+    } else if (a->n_rows <= 32) {
+        launch_gate_up<T, 4>(c, a);
+
+    } else if (a->n_rows <= CUDA_STREAMED || c->deterministic) {
+        launch_gate_up<T, 8>(c, a);
+
+    } else if (!run_wide(c, a, gate, up)) {
+        cuda_launch(c, dim3(cuda_div_up(a->part[0].m.n_out, 64),
+                            cuda_div_up(a->n_rows, TILE_ROWS)),
+                    TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a, 1);
+    }
+}
+
+
+void
+cuda_gate_up(struct cuda *c, const struct cuda_norm *norm,
+             const struct cuda_linear_op *gate, const struct weight *up,
+             struct tensor y)
+{
+    struct linear_args a = args_of(y, gate->x, gate->w, gate->n_rows);
+
+    a.part[1].m = stream_matrix_of(up);
+
+    put_norm(&a, norm);
+
+    if (up->dtype == DTYPE_FP8) {
+        run_gate_up<DTYPE_FP8>(c, &a, gate->w, up);
+    } else {
+        run_gate_up<DTYPE_BF16>(c, &a, gate->w, up);
     }
 }

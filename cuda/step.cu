@@ -381,6 +381,58 @@ put_norm_linears(struct cuda *c, const struct op *op, size_t n)
 }
 
 
+/* Two products of one x, and silu_mul of them. */
+static int
+is_gate_up(const struct op *op, size_t n)
+{
+    if (n < 3 || op[0].kind != OP_LINEAR || op[1].kind != OP_LINEAR
+        || op[2].kind != OP_SILU_MUL)
+    {
+        return 0;
+    }
+
+    const struct cuda_linear_op *gate = &op[0].linear, *up = &op[1].linear;
+
+    return is_same(gate->x, up->x) && !gate->add && !up->add
+           && gate->w->dtype != DTYPE_F32 && gate->w->dtype == up->w->dtype
+           && gate->w->n_in == up->w->n_in && gate->w->n_out == up->w->n_out
+           && is_same(op[2].silu.gate, gate->y)
+           && is_same(op[2].silu.up, up->y)
+           && op[2].silu.n == gate->w->n_out;
+}
+
+
+static size_t
+put_gate_up(struct cuda *c, const struct op *op, size_t n)
+{
+    if (!is_gate_up(op, n)) {
+        return 0;
+    }
+
+    cuda_gate_up(c, NULL, &op[0].linear, op[1].linear.w, op[2].silu.y);
+
+    return 3;
+}
+
+
+static size_t
+put_norm_gate_up(struct cuda *c, const struct op *op, size_t n)
+{
+    if (op[0].kind != OP_RMSNORM || op[0].norm.y.data == op[0].norm.x.data
+        || !is_gate_up(op + 1, n - 1)
+        || !is_same(op[0].norm.y, op[1].linear.x)
+        || op[1].linear.w->n_in != op[0].norm.n)
+    {
+        return 0;
+    }
+
+    cuda_gate_up(c, &op[0].norm, &op[1].linear, op[2].linear.w,
+                 op[3].silu.y);
+
+    return 4;
+}
+
+
 static size_t
 put_only_linears(struct cuda *c, const struct op *op, size_t n)
 {
@@ -513,12 +565,8 @@ put_moe(struct cuda *c, const struct op *op, size_t n)
 
     const struct moe *m = &op[0].moe;
 
-    if (n >= 5 && op[1].kind == OP_LINEAR && op[2].kind == OP_LINEAR
-        && op[3].kind == OP_SILU_MUL && op[4].kind == OP_LINEAR
-        && is_same(op[1].linear.x, m->x) && is_same(op[2].linear.x, m->x)
-        && !op[1].linear.add && !op[2].linear.add
-        && is_same(op[3].silu.gate, op[1].linear.y)
-        && is_same(op[3].silu.up, op[2].linear.y)
+    if (n >= 5 && is_gate_up(op + 1, n - 1) && op[4].kind == OP_LINEAR
+        && is_same(op[1].linear.x, m->x)
         && is_same(op[3].silu.y, op[4].linear.x) && op[4].linear.add
         && is_same(op[4].linear.y, m->y)
         && op[1].linear.w->dtype == m->gate->dtype)
@@ -600,16 +648,18 @@ put_one(struct cuda *c, const struct op *op)
 
 typedef size_t (*put_fn)(struct cuda *c, const struct op *op, size_t n);
 
-/* For up to CUDA_FEW tokens; up to CUDA_STREAMED, with sums in the order of
- * single calls and in any; up to TOK_MAX; for prompts. */
+/* For up to CUDA_FEW tokens; with sums in the order of single calls, for up to
+ * TOK_MAX; with sums in any, up to CUDA_STREAMED and up to TOK_MAX; for
+ * prompts. */
 static const put_fn few[] = {
-    put_latent, put_route, put_norm_linears, put_only_linears, put_mla, put_moe
+    put_latent, put_route, put_norm_gate_up, put_norm_linears, put_gate_up,
+    put_only_linears, put_mla, put_moe
 };
-static const put_fn same[] = { put_only_linears };
+static const put_fn same[] = { put_gate_up, put_only_linears };
 static const put_fn some[] = {
-    put_route, put_only_linears, put_latent, put_moe
+    put_route, put_gate_up, put_only_linears, put_latent, put_moe
 };
-static const put_fn many[] = { put_route, put_latent, put_moe };
+static const put_fn many[] = { put_route, put_gate_up, put_latent, put_moe };
 static const put_fn prompt[] = { put_prompt };
 
 
@@ -627,7 +677,7 @@ put_all(struct cuda *c)
 
     } else if (c->deterministic) {
         fns = same;
-        n_fns = c->n_tok <= CUDA_STREAMED ? BASE_COUNT(same) : 0;
+        n_fns = BASE_COUNT(same);
 
     } else if (c->n_tok <= CUDA_FEW) {
         fns = few;

@@ -490,15 +490,38 @@ row_of(int d)
 }
 
 
+/* acc[0] = silu(gate) * up; 0 beyond the last output. */
 static __device__ __forceinline__ void
-store(const float (&acc)[2][64], const struct wide_args &a,
+activate(float (&acc)[2][64], const struct wide_args &a,
+         const struct wide_tile &t)
+{
+    uint32_t tile = t.out0 + threadIdx.x / HW_WARP;
+
+#pragma unroll
+    for (int d = 0; d < 64; d++) {
+        acc[0][d] = tile * CUDA_TILE + out_of(d) < a.m.n_out
+                    ? cuda_silu(acc[0][d]) * acc[1][d] : 0;
+    }
+}
+
+
+static __device__ __forceinline__ void
+store(float (&acc)[2][64], const struct wide_args &a,
       const struct wide_tile &t)
 {
     uint32_t tile = t.out0 + threadIdx.x / HW_WARP;
     uint32_t first = a.start == NULL ? 0 : a.start[t.i];
 
+    if (a.up.n_out != 0) {
+        activate(acc, a, t);
+    }
+
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+        if (half == 1 && a.up.n_out != 0) {
+            break;
+        }
+
 #pragma unroll
         for (int d = 0; d < 64; d++) {
             uint32_t o = (tile + half * HALF_TILES) * CUDA_TILE + out_of(d);
@@ -610,19 +633,13 @@ lay_out_fp8(const float (&v)[64])
 }
 
 
-/* silu(gate) * up of 128 outputs, as atoms of the product that comes next. */
+/* The activation of 128 outputs, as atoms of the product that comes next. */
 template <enum dtype T, int N>
 static __device__ __forceinline__ void
 store_activation(float (&acc)[2][64], const struct wide_args &a,
                  const struct wide_tile &t)
 {
-    uint32_t tile = t.out0 + threadIdx.x / HW_WARP;
-
-#pragma unroll
-    for (int d = 0; d < 64; d++) {
-        acc[0][d] = tile * CUDA_TILE + out_of(d) < a.m.n_out
-                    ? cuda_silu(acc[0][d]) * acc[1][d] : 0;
-    }
+    activate(acc, a, t);
 
     if (T == DTYPE_FP8) {
         lay_out_fp8<N>(acc[0]);
@@ -788,14 +805,17 @@ is_for(const struct cuda *c, const struct weight *w)
 
 /* Few tiles leave most of the device idle: then weights stream faster. */
 int
-cuda_wide_heads(struct cuda *c, const struct heads *h, int add)
+cuda_wide_heads(struct cuda *c, const struct heads *h, const struct weight *up,
+                int add)
 {
     const struct weight *w = h->w;
     struct round_args    x;
     struct wide_args     a;
-    uint32_t n_cols = cuda_div_up(w->n_in, atom_cols(w->dtype));
-    uint32_t n_tiles = cuda_div_up(h->n_rows, WIDE_ROWS)
-                       * cuda_div_up(w->n_out, 256) * w->n;
+    int      two_terms = up != NULL && w->dtype == DTYPE_FP8;
+    uint32_t n_cols = cuda_div_up(w->n_in, atom_cols(w->dtype))
+                      * (two_terms ? 2 : 1);
+    uint32_t n_tiles = cuda_div_up(h->n_rows, WIDE_ROWS) * w->n
+                       * cuda_div_up(w->n_out, up != NULL ? 128 : 256);
     size_t   rows_bytes = atoms_place(&a.x, NULL, w->dtype,
                                       WIDE_ROWS / ATOM_ROWS,
                                       (size_t) n_cols * w->n);
@@ -815,6 +835,7 @@ cuda_wide_heads(struct cuda *c, const struct heads *h, int add)
         x.n_heads = w->n;
         x.n_in = w->n_in;
         x.n_active = 1;
+        x.two_terms = two_terms;
         atoms_place(&x.y, c->rounded, w->dtype, blocks_of(x.n_rows, 0),
                     (size_t) n_cols * w->n);
         cuda_round(c, &x, w->dtype);
@@ -823,6 +844,12 @@ cuda_wide_heads(struct cuda *c, const struct heads *h, int add)
         a.m_bytes = cuda_weight_bytes(w);
         a.n = w->n;
         a.x = x.y;
+        a.two_terms = two_terms;
+
+        if (up != NULL) {
+            a.up = stream_matrix_of(up);
+        }
+
         a.x_cols = n_cols;
         a.n_rows = x.n_rows;
         a.y = h->y;

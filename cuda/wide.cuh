@@ -52,8 +52,8 @@ struct round_args {
 };
 
 enum wide_out {
-    WIDE_FLOATS,                /* y */
-    WIDE_ACTIVATION,            /* silu(m x) * (up x), rounded, to act */
+    WIDE_FLOATS,                /* y; with up, silu(m x) * (up x) */
+    WIDE_ACTIVATION,            /* the same with up, rounded, to act */
     WIDE_KEYS                   /* m x to keys, up x to values: prompt.cu */
 };
 

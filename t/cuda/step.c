@@ -353,12 +353,130 @@ test_route_nan(void **state)
 }
 
 
+/* rmsnorm; gate, up, silu_mul in place, down added to what there is. */
+struct mlp {
+    struct rows   x, norm, h, gate, up, y;
+    struct weight w[3][2];          /* gate, up, down */
+};
+
+
+static struct mlp
+mlp_make(enum dtype dtype, uint32_t n_rows, uint32_t n, uint32_t width)
+{
+    struct mlp m = {
+        .x = rows_make(n_rows, n, n + n_rows % 2), .norm = rows_make(1, n, n),
+        .h = rows_make(n_rows, n, n), .gate = rows_make(n_rows, width, width),
+        .up = rows_make(n_rows, width, width), .y = rows_make(n_rows, n, n + 1)
+    };
+
+    for (size_t i = 0; i < (size_t) n_rows * m.y.stride; i++) {
+        m.y.host[i] *= 0.1f;        /* what is added is the most of it */
+    }
+
+    both_put(&m.y.b, m.y.host);
+
+    for (int i = 0; i < 3; i++) {
+        weight_make(m.w[i], dtype, 1, i < 2 ? width : n, i < 2 ? n : width);
+    }
+
+    return m;
+}
+
+
+static void
+mlp_run(struct mlp *m, int repeats, unsigned most)
+{
+    uint32_t      n_rows = m->x.n_rows;
+    unsigned long was;
+    struct tokens t;
+
+    poison(&m->h);
+    poison(&m->gate);
+    poison(&m->up);
+    was = count_launches(&m->y);
+    begin_step(&t, n_rows, repeats);
+    EACH(b) {
+        struct tensor h = tensor_of(&m->h, b), gate = tensor_of(&m->gate, b);
+        struct tensor up = tensor_of(&m->up, b);
+
+        OP(b, rmsnorm, h, tensor_of(&m->x, b), m->norm.b.at[b], 1e-6f, n_rows,
+           m->x.n);
+        OP(b, linear, gate, h, &m->w[0][b], n_rows, 0);
+        OP(b, linear, up, h, &m->w[1][b], n_rows, 0);
+        OP(b, silu_mul, gate, gate, up, n_rows, m->gate.n);
+        OP(b, linear, tensor_of(&m->y, b), gate, &m->w[2][b], n_rows, 1);
+        end_step(b);
+    }
+    check_launches(was, &m->y, most);
+}
+
+
+static void
+check_mlp(enum dtype dtype, uint32_t n_rows, uint32_t n, uint32_t width,
+          unsigned most)
+{
+    struct mlp m = mlp_make(dtype, n_rows, n, width);
+    double     far = dtype == DTYPE_FP8 && n_rows > 64 ? 3e-2
+                     : most_of(dtype);
+    int        repeats = ++n_repeats;
+
+    for (int i = 0; i < 2; i++) {
+        mlp_run(&m, repeats, most);
+        rows_compare(&m.h, OP_F32_MOST, "normed, %u rows of %u", n_rows, n);
+        rows_compare(&m.gate, far, "activation, %u rows, %u by %u", n_rows, n,
+                     width);
+        rows_compare(&m.y, far, "mlp, %u rows, %u by %u", n_rows, n, width);
+    }
+
+    rows_free(&m.x);
+    rows_free(&m.norm);
+    rows_free(&m.h);
+    rows_free(&m.gate);
+    rows_free(&m.up);
+    rows_free(&m.y);
+
+    for (int i = 0; i < 3; i++) {
+        weight_free(m.w[i]);
+    }
+}
+
+
+/* Warpgroups want their rows rounded first, in a kernel more. */
+static void
+test_mlp(void **state)
+{
+    static const enum dtype dtypes[] = { DTYPE_BF16, DTYPE_FP8 };
+
+    (void) state;
+
+    for (int i = 0; i < 2; i++) {
+        check_mlp(dtypes[i], 1, 37, 45, 2);
+        check_mlp(dtypes[i], 8, 300, 70, 2);
+        check_mlp(dtypes[i], 9, 130, 33, 3);
+        check_mlp(dtypes[i], 33, 64, 100, 3);
+        check_mlp(dtypes[i], 64, 37, 16, 3);
+        check_mlp(dtypes[i], 65, 48, 90, 3);
+        check_mlp(dtypes[i], 150, 290, 328, 5);
+
+        if (!is_small()) {
+            check_mlp(dtypes[i], 8, 2048, 10944, 2);
+            check_mlp(dtypes[i], 64, 2048, 10944, 3);
+            check_mlp(dtypes[i], 256, 2048, 10944, 5);
+        }
+    }
+
+    /* The float weights' are calls of their own. */
+    check_mlp(DTYPE_F32, 9, 37, 20, 5);
+}
+
+
 int
 main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_route),
         cmocka_unit_test(test_route_nan),
+        cmocka_unit_test(test_mlp),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);
