@@ -67,6 +67,8 @@ WITH_CUDA  = $(if $(NVCC),$(if $(SAN),,$(CUDA_OBJ)))
 EMU_FLAGS  = -std=c++17 $(CFLAGS) -ffp-contract=off -fPIE -Wall -Wextra \
             -Werror -Wno-unknown-pragmas $(HARDEN) -It/emu -Icuda -iquote engine \
             -MMD -MP
+# Kernels' loads and stores are looked at, see t/emu/access.cc.
+EMU_SEEN   = $(if $(SAN),,-fsanitize=thread)
 EMU_OBJ   := $(CUDA_SRC:cuda/%.cu=$(O)/t/emu/cuda/%.o) \
             $(patsubst %.cc,$(O)/%.o,$(wildcard t/emu/*.cc))
 CUDA_TEST := $(wildcard t/cuda/*.c)
@@ -141,7 +143,7 @@ $(O)/cuda/%.o: cuda/%.cu
 $(O)/t/emu/cuda/%.o: cuda/%.cu | build-deps
 	@mkdir -p $(@D)
 	@echo $(CXX) -c $< -o $@
-	@$(CXX) $(EMU_FLAGS) -x c++ -c $< -o $@
+	@$(CXX) $(EMU_FLAGS) $(EMU_SEEN) -x c++ -c $< -o $@
 
 $(O)/t/emu/%.o: t/emu/%.cc | build-deps
 	@mkdir -p $(@D)
@@ -150,8 +152,10 @@ $(O)/t/emu/%.o: t/emu/%.cc | build-deps
 
 $(O)/t/emu/%: t/emu/%.cu $(EMU_OBJ) $(O)/libmoe.a
 	@echo $(CXX) $< -o $@
-	@$(CXX) $(EMU_FLAGS) -MF $@.d -MT $@ -I. -x c++ $< -x none $(EMU_OBJ) \
-	    $(O)/libmoe.a $(ALL_LDFLAGS) -lcmocka $(LIBS) -o $@
+	@$(CXX) $(EMU_FLAGS) $(EMU_SEEN) -MF $@.d -MT $@ -I. -x c++ -c $< \
+	    -o $@.o
+	@$(CXX) $(EMU_FLAGS) $@.o $(EMU_OBJ) $(O)/libmoe.a $(ALL_LDFLAGS) \
+	    -lcmocka $(LIBS) -o $@
 
 $(O)/t/bench/cuda/%: t/bench/cuda/%.c $(CUDA_OBJ) $(O)/libmoe.a
 	$(call link,$(CC),$(CUDA_OBJ) $(GPU_LIBS))

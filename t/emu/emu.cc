@@ -49,6 +49,7 @@ struct fibre {
     void             *arg;              /* IN_GROUP */
     unsigned          group;            /* threads in it */
     bool              depended;
+    bool              bulk_fenced;      /* since then */
     std::vector<copy> open;             /* not committed */
     std::vector<std::vector<copy>> groups;
     std::vector<copy> puts;             /* from shared memory */
@@ -71,6 +72,7 @@ static struct {
     enum emu_order order;
     unsigned seed;
     bool     started;
+    bool     overlaps;
     std::vector<bulk_copy> bulk;        /* not made yet */
 } g;
 
@@ -170,7 +172,17 @@ fibre_start(fibre *f)
     sp[6] = (void *) fibre_enter;
     f->sp = sp;
     f->state = READY;
-    f->depended = false;
+    f->depended = f->bulk_fenced = false;
+}
+
+
+/* This fibre goes on. */
+static void
+watch(const fibre *f)
+{
+    threadIdx = f->thread;
+    emu_watch.thread = (unsigned) (f - g.fibres);
+    emu_watch.is_early = g.overlaps && !f->depended;
 }
 
 
@@ -192,8 +204,8 @@ emu_order_set(enum emu_order order, unsigned seed)
 }
 
 
-static unsigned
-draw(unsigned n)
+unsigned
+emu_draw(unsigned n)
 {
     g.seed ^= g.seed << 13;
     g.seed ^= g.seed >> 17;
@@ -212,7 +224,7 @@ make_turns(unsigned *turns, unsigned n)
     }
 
     for (unsigned i = n; g.order == EMU_SHUFFLED && i > 1; i--) {
-        unsigned k = draw(i), t = turns[k];
+        unsigned k = emu_draw(i), t = turns[k];
 
         turns[k] = turns[i - 1];
         turns[i - 1] = t;
@@ -260,7 +272,7 @@ take_turns(unsigned first)
 
         any = true;
         g.now = f;
-        threadIdx = f->thread;
+        watch(f);
         emu_switch(&g.scheduler, f->sp);
     }
 
@@ -276,7 +288,10 @@ run_block()
     g.n = blockDim.x * blockDim.y * blockDim.z;
     g.n_done = g.n_at_barrier = 0;
     memset(g.n_in_group, 0, sizeof(g.n_in_group));
-    memset(emu_shared(NULL), 0xff, (g.shared_bytes + 15) / 16 * 16);
+    emu_watch.shared = emu_shared(NULL);
+    emu_watch.n_shared = (g.shared_bytes + 15) / 16 * 16;
+    memset(emu_watch.shared, 0xff, emu_watch.n_shared);
+    emu_shared_begin();
 
     for (unsigned i = 0; i < g.n; i++) {
         fibre *f = &g.fibres[i];
@@ -308,6 +323,8 @@ run_block()
     }
 
     g.now = NULL;
+    emu_watch.shared = NULL;
+    emu_watch.is_early = false;
 
     if (!g.bulk.empty()) {
         emu_fail("a block ended with copies that nobody waited for");
@@ -319,6 +336,7 @@ static void
 start()
 {
     const char *order = getenv("MOE_EMU_ORDER");
+    const char *seed = getenv("MOE_EMU_SEED");
     void       *p = mmap(NULL, SHARED_PAGES + PAGE_BYTES,
                          PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -332,8 +350,20 @@ start()
 
     if (!g.started) {
         emu_order_set(order == NULL ? EMU_FORWARDS
-                                    : (enum emu_order) (*order - '0'), 1);
+                                    : (enum emu_order) (*order - '0'),
+                      seed == NULL ? 1 : (unsigned) atoi(seed));
     }
+}
+
+
+enum emu_order
+emu_order_get()
+{
+    if (!g.started) {
+        start();
+    }
+
+    return g.order;
 }
 
 
@@ -368,6 +398,7 @@ emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
     gridDim = n_blocks;
     g.fn = &fn;
     g.shared_bytes = shared_bytes;
+    g.overlaps = overlaps;
     make_turns(turns.get(), n);
 
     for (unsigned i = 0; i < n; i++) {
@@ -470,9 +501,22 @@ emu_yield()
 }
 
 
+/* A copy that is under way: what is there is lost. */
+static void
+poison(void *to, size_t n)
+{
+    memset(to, 0xff, n);
+}
+
+
 void
 emu_copy_later(void *to, const void *from, size_t n)
 {
+    if (from != NULL) {
+        emu_loads(from, n, false);
+    }
+
+    poison(to, n);
     g.now->open.push_back({ to, from, n });
 }
 
@@ -557,6 +601,7 @@ static void
 make_copy(const bulk_copy &b)
 {
     memcpy(b.c.to, b.c.from, b.c.n);
+    emu_shared_stores(b.c.to, b.c.n);
     barrier_count(barrier_of(b.barrier), 0, -(int) b.c.n);
 }
 
@@ -582,6 +627,15 @@ emu_barrier_wait(uint64_t *b, unsigned phase)
 }
 
 
+/* What may be made late or early. */
+static bool
+is_at_once()
+{
+    return g.order == EMU_BACKWARDS
+           || (g.order == EMU_SHUFFLED && emu_draw(2) == 0);
+}
+
+
 void
 emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b)
 {
@@ -589,19 +643,36 @@ emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b)
         emu_fail("a bulk copy of %zu bytes from %p to %p", n, from, to);
     }
 
-    if (g.order == EMU_BACKWARDS) {
+    emu_loads(from, n, true);
+
+    if (is_at_once()) {
         make_copy({ { to, from, n }, b });
     } else {
+        poison(to, n);
         g.bulk.push_back({ { to, from, n }, b });
     }
+}
+
+
+static void
+make_put(const copy &c)
+{
+    memcpy(c.to, c.from, c.n);
+    emu_stores(c.to, c.n, true);
 }
 
 
 void
 emu_bulk_put(void *to, const void *from, size_t n)
 {
-    if (g.order == EMU_BACKWARDS) {
-        memcpy(to, from, n);
+    if (emu_watch.is_early) {
+        emu_fail("puts to %p, and has not waited for the kernels before", to);
+    }
+
+    emu_shared_loads(from, n);
+
+    if (is_at_once()) {
+        make_put({ to, from, n });
     } else {
         g.now->puts.push_back({ to, from, n });
     }
@@ -612,7 +683,7 @@ void
 emu_bulk_put_wait()
 {
     for (const copy &c : g.now->puts) {
-        memcpy(c.to, c.from, c.n);
+        make_put(c);
     }
 
     g.now->puts.clear();
@@ -623,4 +694,19 @@ void
 emu_depend()
 {
     g.now->depended = true;
+    watch(g.now);
+}
+
+
+void
+emu_bulk_fence()
+{
+    g.now->bulk_fenced = g.now->depended || !g.overlaps;
+}
+
+
+bool
+emu_is_bulk_fenced()
+{
+    return g.now->bulk_fenced;
 }

@@ -11,8 +11,11 @@
  *
  * Memory says when it is left: device and shared memory end at pages that
  * cannot be touched, and begin as NaN.  Copies to shared memory arrive as late
- * as they may.  Whatever would hang or be undefined on a device ends the
- * process with a line that says where.
+ * as they may, and until then NaN is there; so it is with sums of products.  A
+ * kernel's loads and stores are looked at one by one (access.cc): what it
+ * touches before it waited for the kernels ahead, and what the copy engine and
+ * the products read that was not fenced for them.  Whatever would hang or be
+ * undefined on a device ends the process with a line that says where.
  *
  * What it cannot show: speed, bank conflicts, memory order between blocks.
  */
@@ -45,9 +48,13 @@ extern dim3  gridDim;
 
 enum emu_order { EMU_FORWARDS, EMU_BACKWARDS, EMU_SHUFFLED };
 
-/* In which order fibres and blocks take turns from now on; the environment's
- * MOE_EMU_ORDER=0|1|2 is what it begins with. */
+/* In which order fibres, blocks and streams take turns from now on; what it
+ * begins with says the environment: MOE_EMU_ORDER=0|1|2 and MOE_EMU_SEED. */
 void emu_order_set(enum emu_order order, unsigned seed);
+enum emu_order emu_order_get();
+
+/* A number less than n. */
+unsigned emu_draw(unsigned n);
 
 /* Kernels that were launched; whether they are only counted, not run; and how
  * many multiprocessors the device says that it has. */
@@ -74,14 +81,15 @@ void emu_sync_group(unsigned n, void *arg,
 /* Lets others run; what waits for memory to change calls it in a loop. */
 void emu_yield();
 
-/* A copy of cp.async: it is made when waited for. */
+/* A copy of cp.async: it is made when waited for; NaN is there until then. */
 void emu_copy_later(void *to, const void *from, size_t n);
 void emu_copy_commit();
 void emu_copy_wait(unsigned n_left);
 
 /* Barriers that count arrivals and bytes (mbarrier), and copies that report to
- * them; such a copy is made when somebody waits at its barrier, or at once
- * where turns are taken backwards: what is still being read shows. */
+ * them; such a copy is made when somebody waits at its barrier, and NaN is
+ * there until then, or at once where turns are taken backwards: what is still
+ * being read shows. */
 void emu_barrier_init(uint64_t *b, unsigned n);
 void emu_barrier_arrive(uint64_t *b, unsigned n_bytes);
 void emu_barrier_wait(uint64_t *b, unsigned phase);
@@ -107,6 +115,39 @@ bool emu_group_is_idle();
 
 /* The kernel waits for those before it (griddepcontrol.wait). */
 void emu_depend();
+
+/* Fences between what threads store and what bulk copies and products read: of
+ * this thread's in shared memory, of the kernels before in device memory. */
+void emu_shared_fence();
+void emu_bulk_fence();
+bool emu_is_bulk_fenced();
+
+/* The thread whose accesses are looked at: emu.cc says which, access.cc
+ * looks. */
+struct emu_watch {
+    unsigned char *shared;      /* NULL: no kernel runs */
+    size_t         n_shared;
+    unsigned       thread;
+    bool           is_early;    /* has not waited for the kernels before */
+};
+
+extern struct emu_watch emu_watch;
+
+/* Memory of the device, or pinned, between pages that cannot be touched; n is
+ * of whole pages.  NULL: there is none. */
+void *emu_pages_take(size_t n);
+void emu_pages_give(void *p, size_t n);
+
+/* What a copy loads, a kernel's own or by_bulk; and what one stores, the host's
+ * or by_bulk. */
+void emu_loads(const void *p, size_t n, bool by_bulk);
+void emu_stores(const void *p, size_t n, bool by_bulk);
+
+/* A block begins; bulk copies and products load shared memory, which has to be
+ * fenced for them; a bulk copy stores there. */
+void emu_shared_begin();
+void emu_shared_loads(const void *p, size_t n);
+void emu_shared_stores(const void *p, size_t n);
 
 [[noreturn]] void emu_fail(const char *fmt, ...)
     __attribute__((format(printf, 1, 2)));

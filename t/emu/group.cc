@@ -14,9 +14,11 @@
 #define COLS_MAX    128
 #define K_MAX       32          /* of e4m3; 16 of bf16 */
 #define SWIZZLE_128 1           /* of 16-byte pieces within 128 bytes */
+#define PIECE       16          /* bytes that stay together */
+#define HELD_MAX    8
 
 struct product {
-    float          *d;
+    float          *d;          /* where they are kept meanwhile */
     const uint32_t *a;          /* NULL: where a_desc says */
     uint64_t        a_desc;
     uint64_t        b;
@@ -26,13 +28,23 @@ struct product {
     unsigned        n_cols;
 };
 
+/* Sums that products are under way to, or n is 0; NaN is in their place until
+ * the last one is done. */
+struct held {
+    float   *d;
+    unsigned n;
+    float    sums[COLS_MAX / 2];
+};
+
 struct thread_products {
     std::vector<product>              open;     /* not committed */
     std::vector<std::vector<product>> groups;
     bool                              fenced;
+    held                              helds[HELD_MAX];
 };
 
 static thread_products all[EMU_THREADS_MAX];
+static const uint32_t  nobodys = 0xffffffff;    /* NaN: of a sum */
 
 
 static float
@@ -75,12 +87,12 @@ element(const void *p, size_t i, bool is_fp8)
 }
 
 
-/* Element (n, k) of B, or of A: rows of k, 8 of them to SBO bytes, 128 bytes
- * each; or, turned, rows of 64 n, 8 of them to SBO bytes, and the next 64 n LBO
- * bytes further. */
-static float
-element_at(uint64_t desc, unsigned n, unsigned k, const product &p,
-           bool is_turned)
+/* Where element (n, k) of B is, or of A: rows of k, 8 of them to SBO bytes, 128
+ * bytes each; or, turned, rows of 64 n, 8 of them to SBO bytes, and the next 64
+ * n LBO bytes further. */
+static const unsigned char *
+place_of(uint64_t desc, unsigned n, unsigned k, const product &p,
+         bool is_turned)
 {
     size_t         n_bytes;
     unsigned char *room = emu_shared(&n_bytes);
@@ -106,7 +118,36 @@ element_at(uint64_t desc, unsigned n, unsigned k, const product &p,
                  n_bytes);
     }
 
-    return element(room + at, 0, p.is_fp8);
+    return room + at;
+}
+
+
+static float
+element_at(uint64_t desc, unsigned n, unsigned k, const product &p,
+           bool is_turned)
+{
+    return element(place_of(desc, n, k, p, is_turned), 0, p.is_fp8);
+}
+
+
+/* What a product reads in shared memory is fenced for it. */
+static void
+check_fenced(const product &p)
+{
+    unsigned n_each = PIECE / (p.is_fp8 ? 1 : 2);
+    unsigned n_k = p.is_fp8 ? K_MAX : K_MAX / 2;
+
+    for (unsigned n = 0; n < p.n_cols; n += p.is_turned ? n_each : 1) {
+        for (unsigned k = 0; k < n_k; k += p.is_turned ? 1 : n_each) {
+            emu_shared_loads(place_of(p.b, n, k, p, p.is_turned), PIECE);
+        }
+    }
+
+    for (unsigned row = 0; row < ROWS && p.a == NULL; row++) {
+        for (unsigned k = 0; k < n_k; k += n_each) {
+            emu_shared_loads(place_of(p.a_desc, row, k, p, false), PIECE);
+        }
+    }
 }
 
 
@@ -181,6 +222,57 @@ multiply(void **args, size_t group, size_t i)
 }
 
 
+/* Products to d are under way. */
+static struct held *
+hold(thread_products &p, float *d, unsigned n_cols)
+{
+    held *free = NULL;
+
+    for (held &h : p.helds) {
+        if (h.n != 0 && h.d == d) {
+            h.n++;
+            return &h;
+        }
+
+        free = h.n == 0 ? &h : free;
+    }
+
+    if (free == NULL) {
+        emu_fail("products to more than %d sums", HELD_MAX);
+    }
+
+    free->d = d;
+    free->n = 1;
+    memcpy(free->sums, d, n_cols / 2 * sizeof(float));
+
+    for (unsigned i = 0; i < n_cols / 2; i++) {
+        memcpy(&d[i], &nobodys, sizeof(nobodys));
+    }
+
+    return free;
+}
+
+
+static void
+let_go(thread_products &p, const product &one)
+{
+    for (held &h : p.helds) {
+        if (h.sums != one.d || --h.n != 0) {
+            continue;
+        }
+
+        for (unsigned i = 0; i < one.n_cols / 2; i++) {
+            if (memcmp(&h.d[i], &nobodys, sizeof(nobodys)) != 0) {
+                emu_fail("sum %u was written before its products were done",
+                         i);
+            }
+        }
+
+        memcpy(h.d, h.sums, one.n_cols / 2 * sizeof(float));
+    }
+}
+
+
 static void
 multiply_oldest(void **args, unsigned)
 {
@@ -203,6 +295,10 @@ multiply_oldest(void **args, unsigned)
     for (unsigned t = 0; t < GROUP; t++) {
         auto *p = (thread_products *) args[t];
 
+        for (const product &one : p->groups[0]) {
+            let_go(*p, one);
+        }
+
         p->groups.erase(p->groups.begin());
     }
 }
@@ -224,7 +320,12 @@ add_product(const product &one)
         emu_fail("a warpgroup's product without a fence");
     }
 
+    if (threadIdx.x % GROUP == 0) {
+        check_fenced(one);
+    }
+
     p.open.push_back(one);
+    p.open.back().d = hold(p, one.d, one.n_cols)->sums;
 }
 
 

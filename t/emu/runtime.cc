@@ -1,14 +1,14 @@
 /*
  * runtime.cc - the runtime's calls in the emulation: memory with guards around
- * it, streams whose kernels and copies are as late as they may be, graphs that
- * are lists.
+ * it, streams whose kernels and copies are as late as they may be, or earlier
+ * (emu_order), graphs that are lists.
  */
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <map>
 #include <mutex>
-#include <sys/mman.h>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -48,10 +48,36 @@ struct block {
     size_t n_bytes;
 };
 
+typedef std::lock_guard<std::recursive_mutex> hold_lock;
+
 static std::map<void *, block>       blocks;
 static std::map<const void *, int>   shared_of;     /* what kernels may have */
-static std::map<emu_stream *, bool>  streams;
-static std::mutex                    lock;
+static std::vector<emu_stream *>     streams;
+static std::recursive_mutex          lock;
+
+
+static void
+run_one(emu_stream *s)
+{
+    s->late.front()();
+    s->late.pop_front();
+    s->n_done++;
+}
+
+
+/* What the other streams may do meanwhile: nothing, all of it, or some. */
+static void
+run_others(const emu_stream *s)
+{
+    for (emu_stream *other : streams) {
+        while (other != s && !other->late.empty()
+               && (emu_order_get() == EMU_BACKWARDS
+                   || (emu_order_get() == EMU_SHUFFLED && emu_draw(2) == 0)))
+        {
+            run_one(other);
+        }
+    }
+}
 
 int emu_n_sm = 4;
 
@@ -59,10 +85,11 @@ int emu_n_sm = 4;
 static void
 run_late(emu_stream *s, unsigned long until)
 {
+    hold_lock hold(lock);
+
     while (s != NULL && s->n_done < until && !s->late.empty()) {
-        s->late.front()();
-        s->late.pop_front();
-        s->n_done++;
+        run_others(s);
+        run_one(s);
     }
 }
 
@@ -91,6 +118,8 @@ do_later(emu_stream *s, std::function<void()> fn)
         emu_fail("a copy within a captured graph is not emulated");
 
     } else {
+        hold_lock hold(lock);
+
         s->late.push_back(std::move(fn));
     }
 
@@ -98,23 +127,21 @@ do_later(emu_stream *s, std::function<void()> fn)
 }
 
 
-cudaError_t
-cudaMalloc(void **p, size_t n)
+/* Up to the guard behind it; what is left before that is checked by free. */
+static void *
+take(size_t n)
 {
     size_t room = (n + ALIGN - 1) / ALIGN * ALIGN;
     size_t pages = (room + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
-    size_t all = pages + 2 * PAGE_BYTES;
-    char  *m = (char *) mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE
-                             | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-    if (m == MAP_FAILED) {
-        return cudaErrorMemoryAllocation;
+    hold_lock hold(lock);
+    char     *m = (char *) emu_pages_take(pages);
+
+    if (m == NULL) {
+        return NULL;
     }
 
-    mprotect(m, PAGE_BYTES, PROT_NONE);
-    mprotect(m + all - PAGE_BYTES, PAGE_BYTES, PROT_NONE);
-
-    char *at = m + all - PAGE_BYTES - room;
+    char *at = m + pages - room;
 
     /* NaN, so that what nobody wrote shows; large blocks are not for that. */
     if (n < (16u << 20)) {
@@ -122,18 +149,14 @@ cudaMalloc(void **p, size_t n)
     }
 
     memset(at + n, SLACK_BYTE, room - n);
-    *p = at;
+    blocks[at] = { m, pages, n };
 
-    std::lock_guard<std::mutex> hold(lock);
-
-    blocks[at] = { m, all, n };
-
-    return cudaSuccess;
+    return at;
 }
 
 
-cudaError_t
-cudaFree(void *p)
+static cudaError_t
+give(void *p)
 {
     if (p == NULL) {
         return cudaSuccess;
@@ -141,8 +164,8 @@ cudaFree(void *p)
 
     cudaDeviceSynchronize();
 
-    std::lock_guard<std::mutex> hold(lock);
-    auto                        it = blocks.find(p);
+    hold_lock hold(lock);
+    auto      it = blocks.find(p);
 
     if (it == blocks.end()) {
         return cudaErrorInvalidValue;
@@ -157,7 +180,7 @@ cudaFree(void *p)
         }
     }
 
-    munmap(it->second.pages, it->second.n_mapped);
+    emu_pages_give(it->second.pages, it->second.n_mapped);
     blocks.erase(it);
 
     return cudaSuccess;
@@ -165,20 +188,33 @@ cudaFree(void *p)
 
 
 cudaError_t
-cudaMallocHost(void **p, size_t n)
+cudaMalloc(void **p, size_t n)
 {
-    *p = malloc(n);
+    *p = take(n);
 
     return *p != NULL ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 
 cudaError_t
+cudaFree(void *p)
+{
+    return give(p);
+}
+
+
+/* Kernels load and store there, too. */
+cudaError_t
+cudaMallocHost(void **p, size_t n)
+{
+    return cudaMalloc(p, n);
+}
+
+
+cudaError_t
 cudaFreeHost(void *p)
 {
-    free(p);
-
-    return cudaSuccess;
+    return give(p);
 }
 
 
@@ -186,7 +222,10 @@ cudaError_t
 cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind,
                 cudaStream_t s)
 {
-    return do_later(s, [=] { memcpy(to, from, n); });
+    return do_later(s, [=] {
+        memcpy(to, from, n);
+        emu_stores(to, n, false);
+    });
 }
 
 
@@ -198,6 +237,8 @@ cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s)
         if (v != 0 || n < (16u << 20)) {
             memset(p, v, n);
         }
+
+        emu_stores(p, n, false);
     });
 }
 
@@ -205,7 +246,7 @@ cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s)
 cudaError_t
 emu_allow_shared(const void *kernel, int n)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    hold_lock hold(lock);
 
     shared_of[kernel] = n;
 
@@ -249,10 +290,10 @@ emu_launch(const cudaLaunchConfig_t *c, const void *kernel,
 cudaError_t
 cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    hold_lock hold(lock);
 
     *s = new emu_stream();
-    streams[*s] = true;
+    streams.push_back(*s);
 
     return cudaSuccess;
 }
@@ -261,10 +302,10 @@ cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 cudaError_t
 cudaStreamDestroy(cudaStream_t s)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    hold_lock hold(lock);
 
     run_all_late(s);
-    streams.erase(s);
+    streams.erase(std::find(streams.begin(), streams.end(), s));
     delete s;
 
     return cudaSuccess;
@@ -306,11 +347,11 @@ cudaStreamQuery(cudaStream_t s)
 cudaError_t
 cudaDeviceSynchronize()
 {
-    std::lock_guard<std::mutex> hold(lock);
+    hold_lock hold(lock);
 
-    for (const auto &s : streams) {
-        not_capturing(s.first);
-        run_all_late(s.first);
+    for (emu_stream *s : streams) {
+        not_capturing(s);
+        run_all_late(s);
     }
 
     return cudaSuccess;

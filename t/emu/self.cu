@@ -24,6 +24,13 @@ extern "C" {
 
 #define N   64
 
+/* Whether loads and stores are looked at (access.cc). */
+#if defined(__SANITIZE_THREAD__)
+#define IS_SEEN     1
+#else
+#define IS_SEEN     0
+#endif
+
 
 /* Whether fn, under some order of turns, ends the process or says 1. */
 static bool
@@ -226,6 +233,48 @@ test_copy(void **)
 }
 
 
+/* What was there is not, once a copy is under way: neither kind's. */
+static void
+test_copy_over(void **)
+{
+    static const uint4 from = { 1, 2, 3, 4 };
+    auto               copy = [](bool over, bool bulk) {
+        unsigned x = 0;
+
+        emu_run(1, 1, 32, false, [&] {
+            uint4    *room = (uint4 *) (void *) hw_shared();
+            uint64_t *b = (uint64_t *) (void *) (hw_shared() + 16);
+
+            room->w = 5;
+            x = over ? 0 : room->w;
+            hw_barrier_init(b, 1);
+            hw_barrier_expect(b, 16);
+
+            if (bulk) {
+                hw_bulk_copy(room, &from, 16, b);
+            } else {
+                hw_copy16(room, &from, true);
+            }
+
+            x = over ? room->w : x;
+            hw_copy_commit();
+            hw_copy_wait<0>();
+
+            if (bulk) {
+                hw_barrier_wait(b, 0);
+            }
+        });
+
+        return x == 5 ? 0 : 1;
+    };
+
+    for (bool bulk : { false, true }) {
+        assert_false(is_caught([&] { return copy(false, bulk); }));
+        assert_true(is_caught([&] { return copy(true, bulk); }));
+    }
+}
+
+
 /* A stream's copies are made when it is waited for, also by an event, and
  * before its own kernels: not before another's, which is waited for alone. */
 static void
@@ -263,6 +312,58 @@ test_stream(void **)
     assert_false(is_caught([&] { return copy(WAITED); }));
     assert_false(is_caught([&] { return copy(EVENT); }));
     assert_true(is_caught([&] { return copy(NOT); }));
+}
+
+
+/* Two streams that nobody has put in an order have several. */
+static void
+test_streams(void **)
+{
+    auto copy = [](bool in_order) {
+        cudaStream_t s, other;
+        int          one = 1, two = 2, to = 0;
+
+        cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+        cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+        cudaMemcpyAsync(&to, &one, sizeof(to), cudaMemcpyHostToDevice, s);
+
+        if (in_order) {
+            cudaStreamSynchronize(s);
+        }
+
+        cudaMemcpyAsync(&to, &two, sizeof(to), cudaMemcpyHostToDevice, other);
+        cudaDeviceSynchronize();
+
+        return to == 2 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return copy(true); }));
+    assert_true(is_caught([&] { return copy(false); }));
+}
+
+
+/* The last block to be done is not that with the highest number. */
+static void
+test_ticket(void **)
+{
+    auto sum = [](bool ticket) {
+        unsigned counter = 0, parts[8] = {}, all = 0;
+
+        emu_run(8, 1, 0, false, [&] {
+            parts[blockIdx.x] = 1;
+
+            if ((ticket ? atomicAdd(&counter, 1) : blockIdx.x) == 7) {
+                for (unsigned p : parts) {
+                    all += p;
+                }
+            }
+        });
+
+        return all == 8 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return sum(true); }));
+    assert_true(is_caught([&] { return sum(false); }));
 }
 
 
@@ -328,6 +429,61 @@ test_depend(void **)
 
     assert_false(is_caught([&] { return run(true); }));
     assert_true(is_caught([&] { return run(false); }));
+}
+
+
+enum early { NOT_EARLY, EARLY_LOAD, EARLY_STORE, EARLY_COPY, EARLY_KERNEL };
+
+/* What the kernel ahead stores is loaded, or loads is stored, too early; what
+ * the host has stored is there. */
+static int
+run_early(enum early how)
+{
+    uint4 from = { 1, 2, 3, 4 }, *p;
+    int   sum = 0;
+
+    cudaMalloc((void **) &p, sizeof(*p));
+    cudaMemcpyAsync(p, &from, sizeof(from), cudaMemcpyHostToDevice, NULL);
+
+    auto kernel = [&](bool stores) {
+        uint4   *room = (uint4 *) (void *) hw_shared();
+        unsigned x = how == EARLY_LOAD || how == NOT_EARLY ? p->w : 4;
+
+        if (how == EARLY_COPY) {
+            hw_copy16(room, p, true);
+            hw_copy_commit();
+        }
+
+        if (how == EARLY_STORE) {
+            p->y = 2;
+        }
+
+        hw_depend();
+
+        if (stores) {
+            p->w = 4;
+        }
+
+        hw_copy_wait<0>();
+        sum += x == 4 && p->y == 2;
+    };
+
+    emu_run(1, 1, 16, true, [&] { kernel(how != NOT_EARLY); });
+    emu_run(1, 1, 16, true, [&] { kernel(false); });
+
+    return sum == 2 ? 0 : 1;
+}
+
+
+static void
+test_early(void **)
+{
+    assert_false(is_caught([] { return run_early(NOT_EARLY); }));
+    assert_false(is_caught([] { return run_early(EARLY_KERNEL); }));
+
+    for (enum early how : { EARLY_LOAD, EARLY_STORE, EARLY_COPY }) {
+        assert_true(!IS_SEEN || is_caught([=] { return run_early(how); }));
+    }
 }
 
 
@@ -422,8 +578,55 @@ test_bulk(void **)
 }
 
 
+/* Bulk copies do not see what a kernel before has stored, but behind a fence
+ * that comes after the wait for it. */
+static void
+test_bulk_fence(void **)
+{
+    enum { BEFORE, AFTER, NEVER };
+    auto copy = [](int when) {
+        uint4   *p;
+        unsigned x = 0;
+
+        cudaMalloc((void **) &p, sizeof(*p));
+        emu_run(1, 1, 0, true, [&] {
+            hw_depend();
+            p->w = 3;
+        });
+        emu_run(1, 1, 32, true, [&] {
+            uint4    *room = (uint4 *) (void *) hw_shared();
+            uint64_t *b = (uint64_t *) (void *) (hw_shared() + 16);
+
+            hw_barrier_init(b, 1);
+
+            if (when == BEFORE) {
+                hw_bulk_fence();
+            }
+
+            hw_depend();
+
+            if (when == AFTER) {
+                hw_bulk_fence();
+            }
+
+            hw_barrier_expect(b, 16);
+            hw_bulk_copy(room, p, 16, b);
+            hw_barrier_wait(b, 0);
+            x = room->w;
+        });
+
+        return x == 3 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return copy(AFTER); }));
+    assert_true(!IS_SEEN || is_caught([&] { return copy(NEVER); }));
+    assert_true(!IS_SEEN || is_caught([&] { return copy(BEFORE); }));
+}
+
+
 enum group_fault {
-    NO_FAULT, NO_FENCE, NO_WAIT, EARLY, NOT_SWIZZLED, WRONG_STRIDE, NO_SWIZZLE
+    NO_FAULT, NO_FENCE, NO_WAIT, EARLY, NOT_SWIZZLED, WRONG_STRIDE, NO_SWIZZLE,
+    SUM_STORED, NOT_FENCED, ONE_FENCED
 };
 
 /* A warpgroup's product of small whole numbers: how many sums are wrong. */
@@ -457,7 +660,16 @@ group_product(enum group_fault fault)
                                  (float) ((row + k + 1) % 5));
         }
 
+        if (fault != NOT_FENCED && fault != ONE_FENCED) {
+            hw_shared_fence();
+        }
+
         __syncthreads();
+
+        /* A thread's fence is for what it has stored itself. */
+        if (fault == ONE_FENCED && t == 0) {
+            hw_shared_fence();
+        }
 
         if (fault != NO_FENCE) {
             hw_group_fence();
@@ -471,6 +683,10 @@ group_product(enum group_fault fault)
 
         if (fault == EARLY) {
             regs.x = 0;
+        }
+
+        if (fault == SUM_STORED) {
+            d[3] = 0;
         }
 
         if (fault != NO_WAIT) {
@@ -499,10 +715,15 @@ static void
 test_group(void **)
 {
     static const enum group_fault faults[] = {
-        NO_FENCE, NO_WAIT, EARLY, NOT_SWIZZLED, WRONG_STRIDE, NO_SWIZZLE
+        NO_FENCE, NO_WAIT, EARLY, NOT_SWIZZLED, WRONG_STRIDE, NO_SWIZZLE,
+        SUM_STORED
     };
 
     assert_false(is_caught([] { return group_product(NO_FAULT); }));
+
+    for (enum group_fault f : { NOT_FENCED, ONE_FENCED }) {
+        assert_true(!IS_SEEN || is_caught([=] { return group_product(f); }));
+    }
 
     for (enum group_fault f : faults) {
         assert_true(is_caught([=] { return group_product(f); }));
@@ -562,6 +783,7 @@ test_group_fp8(void **)
         /* It is read until the wait is over. */
         uint4 rows = make_uint4(a[0], a[1], a[2], a[3]);
 
+        hw_shared_fence();
         __syncthreads();
         hw_group_fence();
         hw_group_mma8(d, rows, b + 2, false);
@@ -664,11 +886,11 @@ test_group_shared(void **)
 
 
 /* What was put is there when it was waited for; not before, and what is changed
- * meanwhile is seen. */
+ * meanwhile is seen; and what was not fenced is not. */
 static void
 test_bulk_put(void **)
 {
-    auto put = [](bool wait, bool change) {
+    auto put = [](bool wait, bool change, bool fence = true) {
         static uint4 to[2];
         unsigned     x = 0;
 
@@ -680,7 +902,10 @@ test_bulk_put(void **)
                 room[threadIdx.x] = threadIdx.x;
             }
 
-            hw_shared_fence();
+            if (fence) {
+                hw_shared_fence();
+            }
+
             hw_sync_first<N>();
 
             if (threadIdx.x == 0) {
@@ -704,6 +929,7 @@ test_bulk_put(void **)
     assert_false(is_caught([&] { return put(true, false); }));
     assert_true(is_caught([&] { return put(false, false); }));
     assert_true(is_caught([&] { return put(true, true); }));
+    assert_true(!IS_SEEN || is_caught([&] { return put(true, false, false); }));
 }
 
 
@@ -717,12 +943,17 @@ main()
         cmocka_unit_test(test_device_bounds),
         cmocka_unit_test(test_not_written),
         cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_copy_over),
         cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_ticket),
         cmocka_unit_test(test_shared_allowed),
         cmocka_unit_test(test_stuck),
         cmocka_unit_test(test_depend),
+        cmocka_unit_test(test_early),
         cmocka_unit_test(test_mma),
         cmocka_unit_test(test_bulk),
+        cmocka_unit_test(test_bulk_fence),
         cmocka_unit_test(test_group),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_group_fp8),
