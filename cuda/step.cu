@@ -396,6 +396,7 @@ is_gate_up(const struct op *op, size_t n)
     return is_same(gate->x, up->x) && !gate->add && !up->add
            && gate->w->dtype != DTYPE_F32 && gate->w->dtype == up->w->dtype
            && gate->w->n_in == up->w->n_in && gate->w->n_out == up->w->n_out
+           && gate->n_rows == up->n_rows && gate->n_rows == op[2].silu.n_rows
            && is_same(op[2].silu.gate, gate->y)
            && is_same(op[2].silu.up, up->y)
            && op[2].silu.n == gate->w->n_out;
@@ -412,6 +413,16 @@ put_gate_up(struct cuda *c, const struct op *op, size_t n)
     cuda_gate_up(c, NULL, &op[0].linear, op[1].linear.w, op[2].silu.y);
 
     return 3;
+}
+
+
+/* In fp8 warpgroups take x as two terms then, whose products cost a prompt more
+ * than its activation does. */
+static size_t
+put_bf16_gate_up(struct cuda *c, const struct op *op, size_t n)
+{
+    return is_gate_up(op, n) && op[0].linear.w->dtype == DTYPE_BF16
+           ? put_gate_up(c, op, n) : 0;
 }
 
 
@@ -660,7 +671,7 @@ static const put_fn some[] = {
     put_route, put_gate_up, put_only_linears, put_latent, put_moe
 };
 static const put_fn many[] = { put_route, put_gate_up, put_latent, put_moe };
-static const put_fn prompt[] = { put_prompt };
+static const put_fn prompt[] = { put_prompt, put_bf16_gate_up };
 
 
 static void

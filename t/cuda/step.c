@@ -465,7 +465,8 @@ test_mlp(void **state)
         }
     }
 
-    /* The float weights' are calls of their own. */
+    /* A prompt; and float weights, whose calls stay alone. */
+    check_mlp(DTYPE_BF16, 261, 140, 290, 5);
     check_mlp(DTYPE_F32, 9, 37, 20, 5);
 }
 
