@@ -163,6 +163,24 @@ shares_table(const struct batch *batch, uint32_t t)
 }
 
 
+static enum cuda_mix
+mix_of(const struct cuda *c, const struct batch *batch)
+{
+    uint32_t n = batch->n_tok, n_alone = 0;
+
+    if (c->deterministic || n <= CUDA_FEW) {
+        return c->deterministic ? CUDA_RUNS : CUDA_ALONE;
+    }
+
+    for (uint32_t t = 0; t < n; t++) {
+        n_alone += !shares_table(batch, t)
+                   && !(t > 0 && shares_table(batch, t - 1));
+    }
+
+    return n_alone == n ? CUDA_ALONE : n_alone == 0 ? CUDA_RUNS : CUDA_MIXED;
+}
+
+
 /*
  * The step's tokens: n_tok words each of ids, positions, where tables begin
  * and rows of logits, then the tables.  Host memory is free for it: the last
@@ -204,6 +222,7 @@ op_begin(struct backend *b, const struct batch *batch)
     CUDA_CHECK(cudaMemcpyAsync(c->meta, to, words * sizeof(uint32_t),
                                cudaMemcpyHostToDevice, c->stream));
     c->n_tok = n;
+    c->mix = mix_of(c, batch);
     c->batch.ids = c->meta;
     c->batch.pos = c->meta + n;
     c->batch.table = c->meta + 2 * (size_t) n;

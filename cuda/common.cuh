@@ -52,7 +52,7 @@ extern "C" {
 #define CUDA_ROUNDED    ((size_t) 96 << 20)
 
 /* Of blocks that are done, each for one part of a kernel's output. */
-#define CUDA_COUNTERS   1024
+#define CUDA_COUNTERS   4096
 
 /* Threads of a block of most kernels. */
 #define CUDA_THREADS    256
@@ -66,6 +66,10 @@ struct cuda_choice {
     uint32_t *tokens;
     uint32_t  n_rows;
 };
+
+/* Which tokens of a step have a neighbour of their sequence: attention takes
+ * those of a run together. */
+enum cuda_mix { CUDA_ALONE, CUDA_RUNS, CUDA_MIXED };
 
 /* struct batch, on the device. */
 struct cuda_batch {
@@ -91,6 +95,8 @@ struct cuda {
 
     uint32_t          n_tok;        /* of the step */
     uint32_t          max_pos;      /* no position of the step is larger */
+    enum cuda_mix     mix;          /* few are as if alone; with D6 all go the
+                                       way of runs, alone or not */
     struct cuda_batch batch;
     uint32_t         *meta;         /* what batch points into */
     uint32_t         *meta_both;    /* pinned: for this step and the one before

@@ -21,8 +21,9 @@
  * run     of a prompt's tokens, TILES warps of 16 rows, all keys of a page; on
  *         Hopper most are gqa_wide.cu's
  *
- * Contexts are cut into parts of `per` pages, which combine_kernel() adds up.
- * Scores are kept times log2 e, for exp2.
+ * Contexts are cut into parts of `per` pages.  Where these are tokens' alone,
+ * the last block to be done adds a token's up, if they are at most LAST_BYTES;
+ * else combine_kernel() does.  Scores are kept times log2 e, for exp2.
  *
  * Not measured on a GPU yet.
  */
@@ -42,6 +43,18 @@
 /* Pages in a part: fewer are not worth adding up, more make others wait. */
 #define PER_MIN         4
 #define PER_MAX         32
+
+/*
+ * Of parts, for the last block: from L2 it gets at most 64 bytes a clock, 128
+ * KiB in 1.2 us and a latency or two, which is about what another kernel takes
+ * to begin, and to read them by more blocks.  Of a run's 128 rows two parts are
+ * as much already.
+ */
+#define LAST_BYTES      (128 * 1024)
+/* Heads that a block of combine_kernel() has. */
+#define COMBINED        4
+/* Parts that a thread asks for at once. */
+#define AHEAD           16
 
 /* Where a block works: rows `base` .. of the tokens from `first` on, which are
  * [t0, t1) now; of key head g. */
@@ -179,7 +192,7 @@ scores(float (&s)[KEYS / 8][4], const uint4 (&q)[GROUPS],
 
 
 /* s = exp2(s - max), and o rescaled.  A row without a key in a part's first
- * page has none in the part: it becomes NaN, and nobody asks for it. */
+ * page has none in the part: it becomes NaN, and goes nowhere. */
 template <int KEYS>
 static __device__ __forceinline__ void
 soften(float (&s)[KEYS / 8][4], float (&o)[2 * GROUPS][4],
@@ -252,7 +265,7 @@ values(float (&o)[2 * GROUPS][4], const float (&s)[KEYS / 8][4],
 
 
 /* Where a row's output goes, and what it is multiplied by; its maximum and sum,
- * by the thread that `says` so. */
+ * by the thread that `says` so.  NULL: nowhere, its token has no such part. */
 static __device__ float *
 output_of(const struct gqa_args &m, const struct where &p, uint32_t u,
           float max, float sum, bool says, float *scale)
@@ -260,11 +273,11 @@ output_of(const struct gqa_args &m, const struct where &p, uint32_t u,
     uint32_t t = token_of(m, p, u), h = head_of(m, p, u);
     size_t   part = ((size_t) t * m.a.n_heads + h) * m.n_splits + blockIdx.y;
 
-    if (t == m.n_tok) {
+    if (t == m.n_tok || blockIdx.y >= parts_of(m, t)) {
         return NULL;
     }
 
-    if (m.parts == NULL) {
+    if (parts_of(m, t) == 1) {
         *scale = 1 / sum;
         return m.a.y.data + m.a.y.stride * t + (size_t) h * m.a.head;
     }
@@ -438,19 +451,91 @@ attend(const struct gqa_args &m, const struct where &p)
 }
 
 
+/* Heads h0 .. h0 + n_heads - 1 of a token, of its n parts.  In shared memory,
+ * behind a word that is another's, maxima and sums (n_heads, n, 2). */
+static __device__ void
+combine(const struct gqa_args &m, uint32_t t, uint32_t h0, uint32_t n_heads,
+        uint32_t n)
+{
+    uint32_t     head = m.a.head, cols = head / 4;
+    size_t       part = ((size_t) t * m.a.n_heads + h0) * m.n_splits;
+    const float *parts = m.parts + part * head, *stats = m.stats + part * 2;
+    float       *y = m.a.y.data + m.a.y.stride * t + (size_t) h0 * head;
+    float       *room = (float *) (void *) hw_shared() + 1;
+
+    for (uint32_t i = threadIdx.x; i < n_heads * n * 2; i += blockDim.x) {
+        room[i] = hw_load_fresh(stats + i / (n * 2) * (m.n_splits * 2)
+                                + i % (n * 2));
+    }
+
+    __syncthreads();
+
+    for (uint32_t i = threadIdx.x; i < n_heads * cols; i += blockDim.x) {
+        uint32_t     h = i / cols, col = i % cols * 4;
+        const float *of = room + h * n * 2;
+        const float *from = parts + (size_t) h * m.n_splits * head + col;
+        float        v[4] = {}, max = -INFINITY, sum = 0;
+
+        for (uint32_t k = 0; k < n; k++) {
+            max = fmaxf(max, of[k * 2]);
+        }
+
+        for (uint32_t k0 = 0; k0 < n; k0 += AHEAD) {
+            float4 x[AHEAD];
+
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                if (k0 + k < n) {
+                    x[k] = hw_load_fresh((const float4 *) (const void *)
+                                         (from + (size_t) (k0 + k) * head));
+                }
+            }
+
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                if (k0 + k < n) {
+                    float f = hw_exp2(of[(k0 + k) * 2] - max);
+
+                    sum += f * of[(k0 + k) * 2 + 1];
+                    v[0] += f * x[k].x;
+                    v[1] += f * x[k].y;
+                    v[2] += f * x[k].z;
+                    v[3] += f * x[k].w;
+                }
+            }
+        }
+
+        for (int d = 0; d < 4; d++) {
+            y[(size_t) h * head + col + d] = v[d] / sum;
+        }
+    }
+}
+
+
 /* Block (token, part, 16 rows of a key head). */
 static __global__ void __launch_bounds__(SLICES * HW_WARP)
 alone_kernel(const struct gqa_args m)
 {
     uint32_t     n_tiles = cuda_div_up(m.n_group, 16), t = blockIdx.x;
+    uint32_t    *room = (uint32_t *) (void *) hw_shared();
     struct where p = { blockIdx.z / n_tiles, t, blockIdx.z % n_tiles * 16, t,
                        t + 1 };
 
     hw_depend();
     hw_release();
 
-    if (is_mine(m, t)) {
-        attend<SLICES>(m, p);
+    uint32_t n = parts_of(m, t);
+
+    if (!is_mine(m, t) || blockIdx.y >= n) {
+        return;
+    }
+
+    attend<SLICES>(m, p);
+
+    if (n > 1 && m.counters != NULL
+        && cuda_is_last(&m.counters[t * gridDim.z + blockIdx.z], n, room))
+    {
+        combine(m, t, head_of(m, p, 0), min(m.n_group - p.base, 16u), n);
     }
 }
 
@@ -482,41 +567,19 @@ run_kernel(const struct gqa_args m)
 }
 
 
-/* The parts of head blockIdx.y of a token; those that it has. */
-static __global__ void
+/* Block (token, COMBINED heads). */
+static __global__ void __launch_bounds__(COMBINED * HEAD_MAX / 4)
 combine_kernel(const struct gqa_args m)
 {
-    uint32_t     t = blockIdx.x, h = blockIdx.y, head = m.a.head;
-    size_t       part = ((size_t) t * m.a.n_heads + h) * m.n_splits;
-    const float *stats = m.stats + part * 2, *from = m.parts + part * head;
-    float       *y = m.a.y.data + m.a.y.stride * t + (size_t) h * head;
+    uint32_t t = blockIdx.x, h0 = blockIdx.y * COMBINED;
 
     hw_depend();
     hw_release();
 
-    if (!is_mine(m, t)) {
-        return;
-    }
+    uint32_t n = parts_of(m, t);
 
-    uint32_t n = cuda_div_up(m.batch.pos[t] / PAGE + 1, m.per);
-    float    max = -INFINITY, sum = 0;
-
-    for (uint32_t i = 0; i < n; i++) {
-        max = fmaxf(max, stats[i * 2]);
-    }
-
-    for (uint32_t i = 0; i < n; i++) {
-        sum += hw_exp2(stats[i * 2] - max) * stats[i * 2 + 1];
-    }
-
-    for (uint32_t k = threadIdx.x; k < head; k += blockDim.x) {
-        float v = 0;
-
-        for (uint32_t i = 0; i < n; i++) {
-            v += hw_exp2(stats[i * 2] - max) * from[(size_t) i * head + k];
-        }
-
-        y[k] = v / sum;
+    if (is_mine(m, t) && n > 1) {
+        combine(m, t, h0, min(m.a.n_heads - h0, (uint32_t) COMBINED), n);
     }
 }
 
@@ -613,40 +676,56 @@ choose_parts(const struct cuda *c, struct gqa_args *m)
     m->n_splits = m->n_splits < most ? m->n_splits : most;
     m->per = cuda_div_up(n_pages, m->n_splits);
 
-    if (m->n_splits > 1) {
-        m->parts = c->scratch;
-        m->stats = m->parts + (size_t) c->n_tok * m->a.n_heads * m->n_splits
-                              * m->a.head;
-    }
+    m->parts = c->scratch;
+    m->stats = m->parts + (size_t) c->n_tok * m->a.n_heads * m->n_splits
+                          * m->a.head;
 }
 
 
-/* Few tokens, and those that have no neighbour; and the others.  With D6 all
- * go the same way, whose rows know nothing of each other. */
+/* Of n tiles of 16 rows a token, and in so many bytes of shared memory. */
+static int
+last_combines(const struct cuda *c, const struct gqa_args *m, uint32_t n_tiles,
+              size_t room)
+{
+    size_t n = (size_t) (m->n_group < 16 ? m->n_group : 16) * m->n_splits;
+
+    return n * m->a.head * sizeof(float) <= LAST_BYTES
+           && (1 + 2 * n) * sizeof(float) <= room
+           && (size_t) c->n_tok * n_tiles <= CUDA_COUNTERS;
+}
+
+
 static void
 launch(struct cuda *c, struct gqa_args *m)
 {
-    size_t room = 2 * STAGE(m->a.head) * sizeof(uint16_t);
-    int    runs = c->deterministic || c->n_tok > CUDA_FEW;
-    int    is_wide = runs && cuda_gqa_wide(c, m) == 0;
+    size_t   room = 2 * STAGE(m->a.head) * sizeof(uint16_t);
+    uint32_t n_tiles = m->a.n_kv_heads * cuda_div_up(m->n_group, 16);
+    int      runs = c->mix != CUDA_ALONE && cuda_gqa_wide(c, m) != 0;
 
-    if (!c->deterministic) {
-        m->which = runs ? ALONE : EVERY;
-        cuda_launch(c, dim3(c->n_tok, m->n_splits,
-                            m->a.n_kv_heads * cuda_div_up(m->n_group, 16)),
-                    SLICES * HW_WARP, room, alone_kernel, *m);
+    if (!runs && last_combines(c, m, n_tiles, room)) {
+        m->counters = c->counters;
     }
 
-    if (runs && !is_wide) {
-        m->which = c->deterministic ? EVERY : RUNS;
+    if (c->mix != CUDA_RUNS) {
+        m->which = c->mix == CUDA_ALONE ? EVERY : ALONE;
+        cuda_launch(c, dim3(c->n_tok, m->n_splits, n_tiles), SLICES * HW_WARP,
+                    room, alone_kernel, *m);
+    }
+
+    if (runs) {
+        m->which = c->mix == CUDA_RUNS ? EVERY : RUNS;
         cuda_launch(c, dim3(cuda_div_up(c->n_tok, RUN_ROWS / m->n_group),
                             m->n_splits, m->a.n_kv_heads),
                     TILES * HW_WARP, room, run_kernel, *m);
     }
 
-    if (m->n_splits > 1) {
-        m->which = is_wide ? ALONE : EVERY;
-        cuda_launch(c, dim3(c->n_tok, m->a.n_heads), HEAD_MAX, 0,
+    if (m->n_splits > 1 && m->counters == NULL
+        && (runs || c->mix != CUDA_RUNS))
+    {
+        m->which = runs ? EVERY : m->which;
+        cuda_launch(c, dim3(c->n_tok, cuda_div_up(m->a.n_heads, COMBINED)),
+                    COMBINED * HEAD_MAX / 4,
+                    (1 + 2 * COMBINED * m->n_splits) * sizeof(float),
                     combine_kernel, *m);
     }
 }

@@ -21,9 +21,11 @@ struct gqa_args {
     uint32_t          n_group;  /* heads to a key head */
     uint32_t          per;      /* pages in a part */
     uint32_t          n_splits;
-    /* NULL: there is one part, which goes to y. */
     float            *parts;    /* (n_tok, n_heads, n_splits, head) */
     float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
+    /* (n_tok, groups of 16 rows): of parts done.  NULL: who does the last does
+     * not add them up. */
+    uint32_t         *counters;
     enum which        which;
 };
 
@@ -42,6 +44,14 @@ static inline __device__ bool
 is_mine(const struct gqa_args &m, uint32_t t)
 {
     return m.which == EVERY || is_alone(m, t) == (m.which == ALONE);
+}
+
+
+/* Parts that a token's pages are in; one alone is no part, but goes to y. */
+static inline __device__ uint32_t
+parts_of(const struct gqa_args &m, uint32_t t)
+{
+    return m.batch.pos[t] / (m.per * PAGE) + 1;
 }
 
 /* gqa_wide.cu: m's tokens that have neighbours.  -1: not for these, or not on

@@ -143,6 +143,18 @@ hw_load_fresh(const float *p)
     return v;
 }
 
+static __device__ __forceinline__ float4
+hw_load_fresh(const float4 *p)
+{
+    float4 v;
+
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p) : "memory");
+
+    return v;
+}
+
 /* d += a b */
 static __device__ __forceinline__ void
 hw_mma(float (&d)[4], uint4 a, uint2 b)

@@ -15,7 +15,8 @@
  *
  * What differs between steps is read from device memory: tokens, positions,
  * page tables.  How many parts attention is split into follows from the
- * largest position, which is rounded up, and is part of a graph's key.
+ * largest position, which is rounded up, and its kernels from who has
+ * neighbours: both are part of a graph's key.
  */
 #include "common.cuh"
 
@@ -59,6 +60,8 @@ struct graph {
     int             repeats;    /* struct batch's */
     uint32_t        n_tok;
     uint32_t        max_pos;
+    int             has_gqa;    /* which asks for: */
+    enum cuda_mix   mix;
     cudaGraphExec_t exec;
 };
 
@@ -741,6 +744,14 @@ cuda_step_open(struct cuda *c, struct err *e)
 }
 
 
+static int
+is_for(const struct graph *g, const struct cuda *c, int repeats)
+{
+    return g->n_tok == c->n_tok && g->repeats == repeats
+           && g->max_pos == c->max_pos && (!g->has_gqa || g->mix == c->mix);
+}
+
+
 void
 cuda_step_begin(struct cuda *c, int repeats)
 {
@@ -769,9 +780,7 @@ cuda_step_begin(struct cuda *c, int repeats)
     s->mode = RECORD;
 
     for (uint32_t i = 0; i < s->n_graphs; i++) {
-        if (s->graphs[i].n_tok == c->n_tok && s->graphs[i].repeats == repeats
-            && s->graphs[i].max_pos == c->max_pos)
-        {
+        if (is_for(&s->graphs[i], c, repeats)) {
             s->graph = &s->graphs[i];
             s->mode = REPLAY;
         }
@@ -795,6 +804,12 @@ cuda_step_end(struct cuda *c)
         s->graph->repeats = s->repeats;
         s->graph->n_tok = c->n_tok;
         s->graph->max_pos = c->max_pos;
+        s->graph->mix = c->mix;
+        s->graph->has_gqa = 0;
+
+        for (size_t i = 0; i < s->n_ops; i++) {
+            s->graph->has_gqa |= s->ops[i].kind == OP_GQA;
+        }
 
         CUDA_CHECK(cudaStreamBeginCapture(c->stream,
                                           cudaStreamCaptureModeThreadLocal));

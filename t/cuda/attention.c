@@ -83,8 +83,32 @@ tokens_last(struct tokens *t, const struct keys *k,
 }
 
 
-/* In the emulation: kernels launched so far, and 4 multiprocessors. */
+/* The same, one of each sequence after the other: no two that follow one
+ * another share a table. */
+static void
+tokens_dealt(struct tokens *t, const struct keys *k,
+             const uint32_t (*n_ctx)[3], const uint32_t (*n_new)[3])
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < TOKENS; i++) {
+        for (uint32_t s = 0; s < 3; s++) {
+            if (i < (*n_new)[s] && (*n_ctx)[s] != 0) {
+                t->ids[n] = 0;
+                t->pos[n] = (*n_ctx)[s] - (*n_new)[s] + i;
+                t->pages[n++] = k->tables[s];
+            }
+        }
+    }
+
+    t->batch = (struct batch) { n, t->ids, t->pos, t->pages, 0 };
+}
+
+
+/* In the emulation: kernels launched so far, and how many multiprocessors there
+ * are. */
 extern unsigned long emu_n_launches __attribute__((weak));
+extern int           emu_n_sm __attribute__((weak));
 
 static unsigned long
 count_launches(void)
@@ -238,18 +262,22 @@ struct gqa_case {
 };
 
 
-static void
-check_gqa(const struct gqa_case *k)
+/* Whose tokens are dealt, or not.  In the emulation it returns how many kernels
+ * answered. */
+static unsigned long
+count_gqa(const struct gqa_case *k, int dealt)
 {
     struct keys   keys;
     struct tokens t;
 
     keys_make(&keys, k->dtype, 2 * k->n_kv_heads * k->head, &k->n_ctx);
-    tokens_last(&t, &keys, &k->n_ctx, &k->n_new);
+    (dealt ? tokens_dealt : tokens_last)(&t, &keys, &k->n_ctx, &k->n_new);
 
     uint32_t    n_tok = t.batch.n_tok, n = k->n_heads * k->head;
     struct rows q = rows_make(n_tok, n, n + 6);
     struct rows y = rows_poisoned(n_tok, n, n + 10);
+
+    unsigned long n_before = count_launches();
 
     EACH(b) {
         struct gqa a = {
@@ -267,9 +295,21 @@ check_gqa(const struct gqa_case *k)
                  "%u %u %u, new %u %u %u", k->n_heads, k->n_kv_heads, k->head,
                  k->n_ctx[0], k->n_ctx[1], k->n_ctx[2], k->n_new[0],
                  k->n_new[1], k->n_new[2]);
+
+    unsigned long n_kernels = count_launches() - n_before;
+
     rows_free(&q);
     rows_free(&y);
     both_free(&keys.b);
+
+    return n_kernels;
+}
+
+
+static void
+check_gqa(const struct gqa_case *k)
+{
+    count_gqa(k, 0);
 }
 
 
@@ -310,7 +350,8 @@ test_gqa(void **state)
         { DTYPE_BF16, 16, 2, 128, { 331, 256, 70 }, { 40, 1, 2 } },
         { DTYPE_BF16, 8, 1, 64, { 5, 3, 640 }, { 5, 3, 128 } },
         { DTYPE_BF16, 64, 1, 64, { 131, 66, 0 }, { 7, 4, 0 } },
-        { DTYPE_BF16, 2, 1, 64, { 2200, 2113, 9 }, { 150, 1, 5 } }
+        { DTYPE_BF16, 2, 1, 64, { 2200, 2113, 9 }, { 150, 1, 5 } },
+        { DTYPE_BF16, 16, 16, 64, { 2110, 255, 0 }, { 2, 255, 0 } }
     };
     static const struct gqa_case large[] = {
         { DTYPE_BF16, 32, 4, 128, { 5000, 77, 640 }, { 1, 1, 1 } },
@@ -331,6 +372,62 @@ test_gqa(void **state)
     for (size_t i = 0; i < BASE_COUNT(large) && !is_small(); i++) {
         check_gqa(&large[i]);
     }
+}
+
+
+/* Tokens that have neighbours, and those that have none, are a kernel's each;
+ * parts of runs, or too many for one block or its counters, are added up by one
+ * more.  On a device of 64 multiprocessors. */
+static void
+test_gqa_kernels(void **state)
+{
+    static const struct {
+        struct gqa_case k;
+        int             dealt;
+        unsigned long   n_kernels;
+    } cases[] = {
+        { { DTYPE_BF16, 8, 1, 80, { 640, 0, 0 }, { 1, 0, 0 } }, 0, 1 },
+        { { DTYPE_BF16, 40, 1, 80, { 640, 9, 600 }, { 2, 1, 1 } }, 0, 1 },
+        { { DTYPE_BF16, 6, 2, 80, { 640, 99, 300 }, { 4, 4, 4 } }, 1, 1 },
+        { { DTYPE_BF16, 8, 1, 128, { 4300, 0, 0 }, { 1, 0, 0 } }, 0, 1 },
+        { { DTYPE_BF16, 16, 1, 128, { 4000, 0, 0 }, { 1, 0, 0 } }, 0, 1 },
+        { { DTYPE_BF16, 16, 1, 128, { 4300, 0, 0 }, { 1, 0, 0 } }, 0, 2 },
+        { { DTYPE_BF16, 6, 2, 48, { 100, 99, 60 }, { 4, 4, 4 } }, 1, 1 },
+        { { DTYPE_BF16, 6, 2, 48, { 100, 99, 60 }, { 4, 4, 4 } }, 0, 1 },
+        { { DTYPE_BF16, 6, 2, 48, { 100, 99, 60 }, { 9, 1, 4 } }, 0, 2 },
+        { { DTYPE_BF16, 2, 1, 80, { 640, 99, 257 }, { 4, 4, 9 } }, 0, 2 },
+        { { DTYPE_BF16, 2, 1, 80, { 640, 99, 257 }, { 1, 4, 9 } }, 0, 3 },
+        { { DTYPE_BF16, 16, 16, 64, { 9, 2110, 255 }, { 1, 2, 255 } }, 0, 3 }
+    };
+
+    struct backend *was = backends[CUDA];
+    const char     *name = getenv("MOE_TEST_BACKEND");
+    int             never = name != NULL
+                            && strstr(name, "deterministic") != NULL;
+    struct err      e;
+
+    (void) state;
+
+    if (!is_emulated()) {
+        skip();
+    }
+
+    emu_n_sm = 64;
+    backends[CUDA] = backend_open(name != NULL ? name : "cuda", 2, 0, &e);
+    assert_non_null(backends[CUDA]);
+    emu_n_sm = 4;
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        unsigned long got = count_gqa(&cases[i].k, cases[i].dealt);
+        unsigned long want = never ? 1 : cases[i].n_kernels;
+
+        if (got != want) {
+            fail_msg("case %zu: expected %lu kernels, got %lu", i, want, got);
+        }
+    }
+
+    backends[CUDA]->ops->close(backends[CUDA]);
+    backends[CUDA] = was;
 }
 
 
@@ -528,6 +625,7 @@ main(void)
         cmocka_unit_test(test_mla),
         cmocka_unit_test(test_mla_splits),
         cmocka_unit_test(test_gqa),
+        cmocka_unit_test(test_gqa_kernels),
         cmocka_unit_test(test_prompt),
         cmocka_unit_test(test_latent),
     };

@@ -172,6 +172,16 @@ hw_load_fresh(const float *p)
     return *p;
 }
 
+static inline float4
+hw_load_fresh(const float4 *p)
+{
+    if ((uintptr_t) p % 16 != 0) {
+        emu_fail("a load of 16 bytes from %p", (const void *) p);
+    }
+
+    return *p;
+}
+
 struct hw_mma_args {
     float   *d;
     uint32_t a[4];
