@@ -264,11 +264,13 @@ cuda_block_sum(float v, float *room)
 
 /* Whether this block is the last of `n` that come by a counter, which is 0
  * again then: what the others wrote before is there for hw_load_fresh().
- * `room` is free again at the next barrier. */
+ * `room` is free again at the next barrier; sync() is one of the threads that
+ * call this, the block's first among them. */
+template <class F>
 static inline __device__ bool
-cuda_is_last(uint32_t *counter, uint32_t n, uint32_t *room)
+cuda_is_last(uint32_t *counter, uint32_t n, uint32_t *room, F sync)
 {
-    __syncthreads();
+    sync();
 
     /* pairs with the atomicAdd() of the other blocks */
     if (threadIdx.x == 0) {
@@ -281,9 +283,15 @@ cuda_is_last(uint32_t *counter, uint32_t n, uint32_t *room)
         }
     }
 
-    __syncthreads();
+    sync();
 
     return *room != 0;
+}
+
+static inline __device__ bool
+cuda_is_last(uint32_t *counter, uint32_t n, uint32_t *room)
+{
+    return cuda_is_last(counter, n, room, [] { __syncthreads(); });
 }
 
 

@@ -19,8 +19,9 @@
  *
  * DeepSeek's shape is mla_wide.cu's on Hopper.
  *
- * A part is written unscaled, with maximum and sum; combine_kernel() adds the
- * parts of a token up.  Scores are kept times log2 e, for exp2.
+ * A part is written unscaled, with maximum and sum; the last block of a token's
+ * parts adds them up (mla.cuh), or, of many parts, combine_kernel() does.
+ * Scores are kept times log2 e, for exp2.
  */
 #include "mla.cuh"
 #include "stream.cuh"
@@ -413,7 +414,7 @@ attend(const struct mla_args &m, uint32_t t0, uint32_t last, uint32_t t,
 }
 
 
-static __global__ void __launch_bounds__(TOKENS * THREADS)
+static __global__ void __launch_bounds__(TOKENS * THREADS, 1)
 mla_kernel(const struct mla_args m)
 {
     uint32_t n = blockDim.x / THREADS, first = blockIdx.x * n, from, to;
@@ -432,6 +433,14 @@ mla_kernel(const struct mla_args m)
 
         mla_part(m, t1 - 1, &from, &to);
         attend(m, t0, t1 - 1, t >= t0 && t < t1 ? t : NOBODY, from, to);
+    }
+
+    if (m.counters != NULL) {
+        uint32_t        head0 = blockIdx.z * HEADS;
+        uint32_t        n_heads = min(m.a.n_heads - head0, (uint32_t) HEADS);
+        struct mla_rows rows = { first, head0, n_heads, n_heads };
+
+        mla_combine(m, rows, THREADS, [] { __syncthreads(); });
     }
 }
 
@@ -688,6 +697,25 @@ make_args(struct cuda *c, const struct mla *a, struct mla_args *m)
 }
 
 
+/* Whether the last block of a token's parts is to add them up; see mla.cuh. */
+static int
+last_combines(const struct cuda *c, const struct mla_args *m)
+{
+    int      is_wide = cuda_mla_wide_can(c, &m->a);
+    uint32_t most = is_wide ? MLA_WIDE_ROWS : HEADS;
+    uint32_t rows = min(m->a.n_heads, most);
+    size_t   n_blocks = (size_t) c->n_tok * cuda_div_up(m->a.n_heads, most);
+
+    return m->n_splits > 1 && n_blocks <= CUDA_COUNTERS
+           && (size_t) rows * m->n_splits * m->a.n_latent * sizeof(float)
+              <= MLA_LAST_BYTES
+           && (is_wide || mla_combine_bytes(rows, m->n_splits)
+                          <= room_bytes(m->kv.row, m->n_stages, 1))
+           && m->a.n_latent % 4 == 0 && (uintptr_t) m->a.y.data % 16 == 0
+           && m->a.y.stride % 4 == 0 && m->kv.row % 4 == 0;
+}
+
+
 /* Of many tokens most follow one another. */
 static void
 launch_mla(struct cuda *c, const struct mla_args *m)
@@ -720,6 +748,10 @@ cuda_mla(struct backend *b, const struct mla *a)
 
     } else if (m.n_splits == 1) {
         m.parts = NULL;
+        launch_mla(c, &m);
+
+    } else if (last_combines(c, &m)) {
+        m.counters = c->counters;
         launch_mla(c, &m);
 
     } else {

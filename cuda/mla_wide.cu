@@ -576,6 +576,13 @@ consume(const struct mla_args &m, const struct part &p)
     }
 
     store(o, &run, m, p, w);
+
+    if (m.counters != NULL) {
+        struct mla_rows rows = { p.t0, p.head0, p.n_heads,
+                                 p.n_tok * p.n_heads };
+
+        mla_combine(m, rows, WORKERS, [] { hw_sync_first<WORKERS>(); });
+    }
 }
 
 

@@ -198,7 +198,14 @@ test_mla(void **state)
         { DTYPE_BF16, 64, 512, 64, { 64, 333, 3 }, 2 },
         { DTYPE_BF16, 128, 512, 64, { 0, 131, 0 }, 2 },
         { DTYPE_BF16, 100, 512, 64, { 64, 0, 0 }, 1 },
-        { DTYPE_BF16, 2, 512, 64, { 130, 200, 0 }, 70 }
+        { DTYPE_BF16, 2, 512, 64, { 130, 200, 0 }, 70 },
+        /* Parts that the last block adds up: of heads, and of warpgroups' rows,
+         * that are not a multiple of 16; of a context that has fewer pages than
+         * there are parts; of some tokens of one sequence. */
+        { DTYPE_BF16, 21, 48, 8, { 700, 0, 0 }, 1 },
+        { DTYPE_BF16, 5, 24, 8, { 640, 65, 0 }, 1 },
+        { DTYPE_BF16, 16, 512, 64, { 300, 1, 0 }, 1 },
+        { DTYPE_BF16, 11, 512, 64, { 400, 0, 0 }, 2 }
     };
     static const struct mla_case large[] = {
         { DTYPE_BF16, 16, 512, 64, { 5000, 77, 640 }, 1 },
@@ -218,22 +225,28 @@ test_mla(void **state)
 
 
 /* Keys are split where that is done sooner, 16 heads a block; and never where
- * sums have to have one order. */
+ * sums have to have one order.  Parts are added up in a kernel of their own
+ * where they are many bytes, or not in pieces of 16. */
 static void
 test_mla_splits(void **state)
 {
     static const struct {
         struct mla_case k;
         unsigned long   n_kernels;
+        unsigned long   n_mma;          /* without warpgroups */
     } cases[] = {
-        { { DTYPE_BF16, 16, 24, 8, { 640, 0, 0 }, 1 }, 2 },
-        { { DTYPE_BF16, 64, 24, 8, { 640, 0, 0 }, 1 }, 1 },
-        { { DTYPE_BF16, 96, 24, 8, { 1500, 0, 0 }, 1 }, 2 },
-        { { DTYPE_BF16, 96, 24, 8, { 128, 0, 0 }, 1 }, 1 }
+        { { DTYPE_BF16, 16, 22, 8, { 640, 0, 0 }, 1 }, 2, 2 },
+        { { DTYPE_BF16, 64, 22, 8, { 640, 0, 0 }, 1 }, 1, 1 },
+        { { DTYPE_BF16, 96, 22, 8, { 1500, 0, 0 }, 1 }, 2, 2 },
+        { { DTYPE_BF16, 96, 22, 8, { 128, 0, 0 }, 1 }, 1, 1 },
+        { { DTYPE_BF16, 16, 24, 8, { 640, 0, 0 }, 1 }, 1, 1 },
+        { { DTYPE_BF16, 16, 512, 64, { 640, 0, 0 }, 1 }, 1, 1 },
+        { { DTYPE_BF16, 32, 512, 64, { 640, 0, 0 }, 1 }, 2, 1 }
     };
 
     const char *name = getenv("MOE_TEST_BACKEND");
     int         never = name != NULL && strstr(name, "deterministic") != NULL;
+    int         is_mma = name != NULL && strstr(name, "mma") != NULL;
 
     (void) state;
 
@@ -243,7 +256,8 @@ test_mla_splits(void **state)
 
     for (size_t i = 0; i < BASE_COUNT(cases); i++) {
         unsigned long got = check_mla(&cases[i].k);
-        unsigned long want = never ? 1 : cases[i].n_kernels;
+        unsigned long want = never ? 1 : is_mma ? cases[i].n_mma
+                             : cases[i].n_kernels;
 
         if (got != want) {
             fail_msg("case %zu: expected %lu kernels, got %lu", i, want, got);
