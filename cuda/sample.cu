@@ -587,6 +587,7 @@ sample_kernel(const struct sample_args a)
 
     if (s.scale == 0) {
         id = greedy(r);
+        id = threadIdx.x == 0 ? id : ID_MAX;
 
     } else {
         bool     all = s.top_k < 1 && s.top_p >= 1;
@@ -606,7 +607,8 @@ sample_kernel(const struct sample_args a)
         id = find(r, hw_mulhi(draw(s), total), floor);
     }
 
-    /* All threads have a greedy one, a warp one that was drawn. */
+    /* A warp has one that was drawn.  Only one thread stores it: the host goes
+     * on when it sees it, and a second store could meet the word's next use. */
     if (id != ID_MAX && hw_lane() == 0) {
         put(a, id);
     }

@@ -8,6 +8,8 @@
  *                   stored may not be there yet, and what it loads still be
  *                   wanted, when the next one begins: that one touches neither
  *                   before it has waited.
+ *   pinned memory   the host goes on when it sees a word: of a block, only one
+ *                   thread may store it.
  *   shared memory   a byte's last thread, and how many fences it had made
  *                   then: if it has made none since, bulk copies and products
  *                   do not see the byte.
@@ -15,6 +17,7 @@
 #include "emu.h"
 
 #include <cstring>
+#include <map>
 #include <sys/mman.h>
 
 #define ARENA_BYTES     ((size_t) 1 << 40)
@@ -23,7 +26,7 @@
 #define SHARED_MAX      (228 * 1024)
 #define FENCE           EMU_THREADS_MAX /* added to a thread's number */
 
-enum mark : unsigned char { BY_HOST, BY_STORE, BY_BULK };
+enum mark : unsigned char { BY_HOST, BY_STORE, BY_BULK, PINNED };
 
 struct emu_watch emu_watch;
 
@@ -33,6 +36,7 @@ static unsigned char *marks;            /* (ARENA_BYTES / WORD) */
 /* Who stored a byte: the thread's number, and FENCE a fence. */
 static uint32_t       owners[SHARED_MAX];
 static uint32_t       fences[EMU_THREADS_MAX];
+static std::map<size_t, unsigned> told;         /* pinned words: by whom */
 
 
 static char *
@@ -46,7 +50,7 @@ reserve(size_t n, int prot)
 
 
 void *
-emu_pages_take(size_t n)
+emu_pages_take(size_t n, bool is_pinned)
 {
     if (arena == NULL) {
         arena = reserve(ARENA_BYTES, PROT_NONE);
@@ -67,6 +71,10 @@ emu_pages_take(size_t n)
     }
 
     n_taken += n + PAGE_BYTES;
+
+    if (is_pinned) {
+        memset(marks + (size_t) (p - arena) / WORD, PINNED, n / WORD);
+    }
 
     return p;
 }
@@ -95,6 +103,10 @@ place_of(const void *p)
 static void
 mark(size_t at, size_t n, enum mark m)
 {
+    if (marks[at / WORD] == PINNED) {
+        return;
+    }
+
     memset(marks + at / WORD, m, (at + n - 1) / WORD - at / WORD + 1);
 }
 
@@ -110,6 +122,21 @@ mark_of(size_t at, size_t n)
     }
 
     return BY_HOST;
+}
+
+
+/* The host is told something. */
+static void
+tell(const void *p, size_t at, size_t n)
+{
+    for (size_t i = at / WORD; i <= (at + n - 1) / WORD; i++) {
+        auto one = told.insert({ i, emu_watch.thread });
+
+        if (one.first->second != emu_watch.thread) {
+            emu_fail("stores to %p, which is the host's since thread %u "
+                     "stored it", p, one.first->second);
+        }
+    }
 }
 
 
@@ -148,6 +175,10 @@ store(const void *p, size_t n)
         if (emu_watch.is_early) {
             emu_fail("stores to %p, and has not waited for the kernels before",
                      p);
+        }
+
+        if (marks[at / WORD] == PINNED) {
+            tell(p, at, n);
         }
 
         mark(at, n, BY_STORE);
@@ -223,6 +254,8 @@ emu_shared_fence()
 void
 emu_shared_begin()
 {
+    told.clear();
+
     for (unsigned i = 0; i < EMU_THREADS_MAX; i++) {
         fences[i] = (fences[i] / FENCE + 1) * FENCE + i;
     }

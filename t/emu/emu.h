@@ -135,7 +135,7 @@ extern struct emu_watch emu_watch;
 
 /* Memory of the device, or pinned, between pages that cannot be touched; n is
  * of whole pages.  NULL: there is none. */
-void *emu_pages_take(size_t n);
+void *emu_pages_take(size_t n, bool is_pinned);
 void emu_pages_give(void *p, size_t n);
 
 /* What a copy loads, a kernel's own or by_bulk; and what one stores, the host's

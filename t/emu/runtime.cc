@@ -129,13 +129,13 @@ do_later(emu_stream *s, std::function<void()> fn)
 
 /* Up to the guard behind it; what is left before that is checked by free. */
 static void *
-take(size_t n)
+take(size_t n, bool is_pinned)
 {
     size_t room = (n + ALIGN - 1) / ALIGN * ALIGN;
     size_t pages = (room + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
 
     hold_lock hold(lock);
-    char     *m = (char *) emu_pages_take(pages);
+    char     *m = (char *) emu_pages_take(pages, is_pinned);
 
     if (m == NULL) {
         return NULL;
@@ -190,7 +190,7 @@ give(void *p)
 cudaError_t
 cudaMalloc(void **p, size_t n)
 {
-    *p = take(n);
+    *p = take(n, false);
 
     return *p != NULL ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -207,7 +207,9 @@ cudaFree(void *p)
 cudaError_t
 cudaMallocHost(void **p, size_t n)
 {
-    return cudaMalloc(p, n);
+    *p = take(n, true);
+
+    return *p != NULL ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 

@@ -578,6 +578,29 @@ test_bulk(void **)
 }
 
 
+/* The host goes on when it sees a word: another thread that stores it again may
+ * do so when it is used for something else. */
+static void
+test_told(void **)
+{
+    auto tell = [](unsigned n) {
+        unsigned *p;
+
+        cudaMallocHost((void **) &p, sizeof(*p));
+        emu_run(1, N, 0, false, [&] {
+            if (threadIdx.x < n) {
+                *(volatile unsigned *) p = 1;
+            }
+        });
+
+        return *p == 1 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return tell(1); }));
+    assert_true(!IS_SEEN || is_caught([&] { return tell(2); }));
+}
+
+
 /* Bulk copies do not see what a kernel before has stored, but behind a fence
  * that comes after the wait for it. */
 static void
@@ -951,6 +974,7 @@ main()
         cmocka_unit_test(test_stuck),
         cmocka_unit_test(test_depend),
         cmocka_unit_test(test_early),
+        cmocka_unit_test(test_told),
         cmocka_unit_test(test_mma),
         cmocka_unit_test(test_bulk),
         cmocka_unit_test(test_bulk_fence),
