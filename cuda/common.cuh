@@ -378,6 +378,12 @@ void cuda_moe(struct backend *b, const struct moe *a);
 void cuda_sample(struct backend *b, struct tensor x,
                  const struct sample *rows, uint32_t n_rows, uint32_t n);
 const uint32_t *cuda_chosen(struct backend *b);
+
+/* Waits until the device has written to the word, and lets others have the
+ * core. */
+#define CUDA_UNREAD 0xfffffffeu     /* neither an id nor BACKEND_NO_TOKEN */
+void cuda_await(struct cuda *c, const volatile uint32_t *word);
+
 void cuda_sample_close(struct cuda *c);
 
 /* prompt.cu: heads and rope of the queries, mla, and heads of what it gives,
