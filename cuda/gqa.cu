@@ -695,6 +695,16 @@ last_combines(const struct cuda *c, const struct gqa_args *m, uint32_t n_tiles,
 }
 
 
+void
+cuda_gqa_combine(struct cuda *c, const struct gqa_args *m)
+{
+    cuda_launch(c, dim3(c->n_tok, cuda_div_up(m->a.n_heads, COMBINED)),
+                COMBINED * HEAD_MAX / 4,
+                (1 + 2 * COMBINED * m->n_splits) * sizeof(float),
+                combine_kernel, *m);
+}
+
+
 static void
 launch(struct cuda *c, struct gqa_args *m)
 {
@@ -723,10 +733,7 @@ launch(struct cuda *c, struct gqa_args *m)
         && (runs || c->mix != CUDA_RUNS))
     {
         m->which = runs ? EVERY : m->which;
-        cuda_launch(c, dim3(c->n_tok, cuda_div_up(m->a.n_heads, COMBINED)),
-                    COMBINED * HEAD_MAX / 4,
-                    (1 + 2 * COMBINED * m->n_splits) * sizeof(float),
-                    combine_kernel, *m);
+        cuda_gqa_combine(c, m);
     }
 }
 

@@ -54,6 +54,9 @@ parts_of(const struct gqa_args &m, uint32_t t)
     return m.batch.pos[t] / (m.per * PAGE) + 1;
 }
 
+/* gqa.cu: adds up the parts of m's tokens, of those that have some. */
+void cuda_gqa_combine(struct cuda *c, const struct gqa_args *m);
+
 /* gqa_wide.cu: m's tokens that have neighbours.  -1: not for these, or not on
  * this device. */
 int cuda_gqa_wide(struct cuda *c, const struct gqa_args *m);

@@ -6,8 +6,9 @@
  *   FLOPs: 4 head a key and row, a row being a query head of a token; a block
  *   has 128 rows that share a key head, and goes over the keys once.
  *   bytes: 4 head a key and block, from L2 but for the first: 128 FLOPs a byte,
- *   where L2 gives about 5 TB/s; so wgmma bounds, and for heads of 64 exp2 as
- *   much: 4096 FLOPs and 16 exp2 a cycle and multiprocessor.
+ *   so that 5 TB/s, about what L2 gives, are 640 TFLOP/s.  wgmma bounds, with
+ *   L2 close behind, and for heads of 64 exp2 as much: of a cycle and
+ *   multiprocessor 4096 FLOPs and 16 exp2.
  *
  * A warp copies, two warpgroups of 64 rows multiply.  A tile is 128 keys, two
  * pages, of which a key head is one column block or two (common.cuh): in shared
@@ -27,6 +28,9 @@
  *   1024.  Keys that are masked are multiplied in the last tile alone, which
  *   128 / n_group tokens share.
  *
+ * Where blocks are few, or a little more than multiprocessors, contexts are cut
+ * into parts, as gqa.cu's are.
+ *
  * Not measured on a GPU yet.
  */
 #include "gqa.cuh"
@@ -38,8 +42,9 @@
 #define GROUP_THREADS   (4 * HW_WARP)
 #define WORKERS         (GROUPS * GROUP_THREADS)
 #define THREADS         (WORKERS + GROUP_THREADS)
-#define REGISTERS       240
-#define REGISTERS_COPY  24
+/* attend() has 222 at once, find_span() and load_tile() more than 32. */
+#define REGISTERS       232
+#define REGISTERS_COPY  40
 #define GROUP_ROWS      64
 #define ROWS            (GROUPS * GROUP_ROWS)
 #define KEYS            WIDE_ROWS           /* in a tile */
@@ -47,6 +52,15 @@
 /* 64 keys of 64 columns: a page's, of a column block. */
 #define BLOCK_BYTES     (PAGE * CUDA_KV_COLS * 2)
 #define TILE_BYTES(n)   ((n) / CUDA_KV_COLS * ATOMS_BYTES)
+#define PARTS_MAX       32
+/*
+ * What parts cost, in the time of a tile, 1.2 us, by estimate: a block's
+ * beginning, before its first keys are there, and its end; a kernel that adds
+ * them up; and so many bytes of them written and read, at 3.4 TB/s.
+ */
+#define BLOCK_TILES     2
+#define PARTS_TILES     1
+#define PARTS_BYTES     ((size_t) 2 << 20)
 
 enum { OF_KEYS, OF_VALUES };
 
@@ -60,14 +74,16 @@ struct room {
 #define ROOM_BYTES(n)   (2 * STAGES * TILE_BYTES(n)                           \
                          + (sizeof(struct room) + 1023) / 1024 * 1024)
 
-/* Tokens of one table among a block's, and what they attend to. */
+/* Tokens of one table among a block's, and which of their keys are in its
+ * part. */
 struct span {
     uint32_t g;                 /* key head */
     uint32_t first;             /* row 0's token */
     uint32_t t0;
     uint32_t t1;
-    uint32_t n_keys;
-    uint32_t n;                 /* tiles */
+    uint32_t n_keys;            /* in all parts */
+    uint32_t from;              /* tile */
+    uint32_t n;                 /* tiles; 0: it ends before */
 };
 
 
@@ -116,7 +132,13 @@ find_span(struct span &p, const struct gqa_args &m)
     const uint32_t *table = m.batch.table;
     uint32_t        end = min(p.first + ROWS / m.n_group, m.n_tok);
 
-    for (p.t0 = p.t1; p.t0 < end && is_alone(m, p.t0); p.t0++) {
+    p.t0 = p.t1;
+
+    /* Most often a block's tokens are all of one run. */
+    if (p.t0 + 1 >= end || table[p.t0] != table[end - 1]) {
+        while (p.t0 < end && is_alone(m, p.t0)) {
+            p.t0++;
+        }
     }
 
     if (p.t0 >= end) {
@@ -126,14 +148,18 @@ find_span(struct span &p, const struct gqa_args &m)
     for (p.t1 = end; table[p.t1 - 1] != table[p.t0]; p.t1--) {
     }
 
+    uint32_t per = m.per / (KEYS / PAGE), to;
+
     p.n_keys = m.batch.pos[p.t1 - 1] + 1;
-    p.n = cuda_div_up(p.n_keys, KEYS);
+    p.from = per * blockIdx.y;
+    to = min(p.from + per, cuda_div_up(p.n_keys, KEYS));
+    p.n = to > p.from ? to - p.from : 0;
 
     return true;
 }
 
 
-/* Tile i of a span, the j'th of the block; for all lanes of a warp.  What is
+/* Tile i of keys, the j'th of the block; for all lanes of a warp.  What is
  * behind the last key may be NaN, and NaN times a probability of 0 is NaN: it
  * is left out, and values are zeros there. */
 template <int HEAD>
@@ -160,6 +186,7 @@ load_tile(const struct gqa_args &m, const struct span &p, uint32_t what,
     hw_barrier_wait(&room->free[what][j % STAGES], phase_of(j) ^ 1);
 
     if (what == OF_VALUES && n_keys < KEYS) {
+#pragma unroll 1
         for (uint32_t k = hw_lane(); k < (KEYS - n_keys) * (HEAD / 8);
              k += HW_WARP)
         {
@@ -193,8 +220,8 @@ load_tile(const struct gqa_args &m, const struct span &p, uint32_t what,
 }
 
 
-/* A warp that copies; keys are asked for before the values of the tile ahead
- * of them. */
+/* A warp that copies; keys of a tile are asked for before the values of the
+ * tile ahead. */
 template <int HEAD>
 static __device__ __forceinline__ void
 produce(const struct gqa_args &m)
@@ -204,13 +231,13 @@ produce(const struct gqa_args &m)
     hw_bulk_fence();
 
     for (uint32_t j = 0; find_span(p, m); j += p.n) {
-        for (uint32_t i = 0; i <= p.n; i++) {
-            if (i < p.n) {
-                load_tile<HEAD>(m, p, OF_KEYS, i, j + i);
-            }
+#pragma unroll 1
+        for (uint32_t k = 0; k < 2 * p.n + 2; k++) {
+            uint32_t what = k % 2, i = k / 2 - what;
 
-            if (i > 0) {
-                load_tile<HEAD>(m, p, OF_VALUES, i - 1, j + i - 1);
+            /* Not ahead of the first tile, nor behind the last. */
+            if (i < p.n) {
+                load_tile<HEAD>(m, p, what, p.from + i, j + i);
             }
         }
     }
@@ -351,7 +378,9 @@ mask(float (&s)[KEYS / 2], const struct running &run, uint32_t key0)
 }
 
 
-/* s = exp2(s - max); by: what sums so far are to be multiplied with. */
+/* s = exp2(s - max); by: what sums so far are to be multiplied with.  A row
+ * without a key in a part's first tile has none in the part: it becomes NaN,
+ * and goes nowhere. */
 static __device__ __forceinline__ void
 soften(float (&s)[KEYS / 2], float (&by)[2], struct running *run, float scale)
 {
@@ -406,22 +435,33 @@ store(const float (&o)[HEAD / 2], const struct running &run,
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t head, t = find_row(m, p, half, &head);
+        uint32_t n_parts = t == m.n_tok ? 0 : parts_of(m, t);
+        size_t   part = ((size_t) t * m.a.n_heads + head) * m.n_splits
+                        + blockIdx.y;
         float    sum = run.sum[half];
 
         sum += hw_xor(sum, 1);
         sum += hw_xor(sum, 2);
 
-        float  by = 1 / sum;
-        float *y = m.a.y.data + m.a.y.stride * t + head * HEAD
-                   + hw_lane() % 4 * 2;
+        float  by = n_parts == 1 ? 1 / sum : 1;
+        float *to = n_parts == 1
+                    ? m.a.y.data + m.a.y.stride * t + head * HEAD
+                    : m.parts + part * HEAD;
+
+        if (blockIdx.y >= n_parts) {
+            continue;
+        }
+
+        if (n_parts != 1 && hw_lane() % 4 == 0) {
+            m.stats[part * 2] = run.max[half] * (m.a.scale * LOG2_E);
+            m.stats[part * 2 + 1] = sum;
+        }
 
 #pragma unroll
         for (int i = 0; i < HEAD / 8; i++) {
-            if (t != m.n_tok) {
-                *(float2 *) (void *) (y + i * 8) =
-                    make_float2(o[i * 4 + half * 2] * by,
-                                o[i * 4 + half * 2 + 1] * by);
-            }
+            *(float2 *) (void *) (to + i * 8 + hw_lane() % 4 * 2) =
+                make_float2(o[i * 4 + half * 2] * by,
+                            o[i * 4 + half * 2 + 1] * by);
         }
     }
 }
@@ -460,7 +500,7 @@ attend(const struct gqa_args &m, const struct span &p, uint32_t j0)
 {
     struct room   *room = room_of<HEAD>();
     float          scale = m.a.scale * LOG2_E;
-    uint32_t       least = m.batch.pos[p.t0], j = j0;
+    uint32_t       least = m.batch.pos[p.t0], key0 = p.from * KEYS, j = j0;
     struct running run = { { -INFINITY, -INFINITY }, { 0, 0 }, { 0, 0 } };
     float          s[KEYS / 2], o[HEAD / 2], by[2];
     uint4          q[HEAD / 16], a[KEYS / 16];
@@ -476,15 +516,14 @@ attend(const struct gqa_args &m, const struct span &p, uint32_t j0)
     hw_group_keep(s);
     arrive(&room->free[OF_KEYS][j % STAGES]);
 
-    if (KEYS - 1 > least) {
-        mask(s, run, 0);
+    if (key0 + KEYS - 1 > least) {
+        mask(s, run, key0);
     }
 
     soften(s, by, &run, scale);
 
     for (j++; j < j0 + p.n; j++) {
-        uint32_t key0 = (j - j0) * KEYS;
-
+        key0 += KEYS;
         hw_barrier_wait(&room->full[OF_KEYS][j % STAGES], phase_of(j));
         hw_barrier_wait(&room->full[OF_VALUES][(j - 1) % STAGES],
                         phase_of(j - 1));
@@ -549,7 +588,9 @@ gqa_wide_kernel(const struct gqa_args m)
         struct span p = first_span(m);
 
         for (uint32_t j = 0; find_span(p, m); j += p.n) {
-            attend<HEAD>(m, p, j);
+            if (p.n != 0) {
+                attend<HEAD>(m, p, j);
+            }
         }
     }
 }
@@ -565,21 +606,62 @@ is_for(const struct cuda *c, const struct gqa_args *m)
 }
 
 
+/* How contexts are cut, of n blocks without parts: such that the last of them
+ * are done soonest. */
+static void
+choose_parts(const struct cuda *c, struct gqa_args *m, uint32_t n_blocks)
+{
+    uint32_t n_tiles = c->max_pos / KEYS + 1, least = UINT32_MAX;
+    uint32_t n_sm = (uint32_t) c->n_sm;
+    size_t   part = (size_t) c->n_tok * m->a.n_heads * (m->a.head + 2)
+                    * sizeof(float);
+
+    for (uint32_t n = 1; n <= PARTS_MAX; n++) {
+        uint32_t per = cuda_div_up(n_tiles, n);
+        uint32_t cost = cuda_div_up(n_blocks * n, n_sm) * (per + BLOCK_TILES);
+
+        if (n > 1) {
+            cost += PARTS_TILES + (uint32_t) (n * part / PARTS_BYTES);
+        }
+
+        if (cost < least && (n == 1 || n * part <= CUDA_SCRATCH)) {
+            least = cost;
+            m->n_splits = cuda_div_up(n_tiles, per);
+            m->per = per * (KEYS / PAGE);
+        }
+    }
+
+    m->parts = c->scratch;
+    m->stats = m->parts + (size_t) c->n_tok * m->a.n_heads * m->n_splits
+                          * m->a.head;
+}
+
+
 int
 cuda_gqa_wide(struct cuda *c, const struct gqa_args *m)
 {
-    uint32_t n = cuda_div_up(c->n_tok, ROWS / m->n_group) * m->a.n_kv_heads;
+    uint32_t        n = cuda_div_up(c->n_tok, ROWS / m->n_group)
+                        * m->a.n_kv_heads;
+    struct gqa_args w = *m;
 
-    /* Of few blocks each has to be in parts. */
-    if (!is_for(c, m) || (m->n_splits > 1 && 2 * n < (uint32_t) c->n_sm)) {
+    if (!is_for(c, m)) {
         return -1;
     }
 
+    choose_parts(c, &w, n);
+    w.which = RUNS;
+
     if (m->a.head == 64) {
-        cuda_launch(c, n, THREADS, ROOM_BYTES(64), gqa_wide_kernel<64>, *m);
+        cuda_launch(c, dim3(n, w.n_splits), THREADS, ROOM_BYTES(64),
+                    gqa_wide_kernel<64>, w);
 
     } else {
-        cuda_launch(c, n, THREADS, ROOM_BYTES(128), gqa_wide_kernel<128>, *m);
+        cuda_launch(c, dim3(n, w.n_splits), THREADS, ROOM_BYTES(128),
+                    gqa_wide_kernel<128>, w);
+    }
+
+    if (w.n_splits > 1) {
+        cuda_gqa_combine(c, &w);
     }
 
     return 0;

@@ -350,8 +350,8 @@ test_gqa(void **state)
     /* Warpgroups: prompts of all lengths about a page and a tile; those that
      * go on from an odd place, and from the last key but one of a tile, which
      * only its first token does not have; sequences and tokens without a
-     * neighbour in one block, the latter in parts; groups that fill its rows
-     * and that do not. */
+     * neighbour in one block, the latter in parts, and the former, of which
+     * some tokens have one less; groups that fill its rows and that do not. */
     static const struct gqa_case wide[] = {
         { DTYPE_BF16, 1, 1, 64, { 63, 64, 65 }, { 63, 64, 65 } },
         { DTYPE_BF16, 1, 1, 128, { 128, 200, 129 }, { 128, 200, 2 } },
@@ -365,7 +365,9 @@ test_gqa(void **state)
         { DTYPE_BF16, 8, 1, 64, { 5, 3, 640 }, { 5, 3, 128 } },
         { DTYPE_BF16, 64, 1, 64, { 131, 66, 0 }, { 7, 4, 0 } },
         { DTYPE_BF16, 2, 1, 64, { 2200, 2113, 9 }, { 150, 1, 5 } },
-        { DTYPE_BF16, 16, 16, 64, { 2110, 255, 0 }, { 2, 255, 0 } }
+        { DTYPE_BF16, 16, 16, 64, { 2110, 255, 0 }, { 2, 255, 0 } },
+        { DTYPE_BF16, 8, 1, 128, { 772, 258, 0 }, { 12, 4, 0 } },
+        { DTYPE_BF16, 16, 1, 64, { 514, 400, 129 }, { 5, 1, 2 } }
     };
     static const struct gqa_case large[] = {
         { DTYPE_BF16, 32, 4, 128, { 5000, 77, 640 }, { 1, 1, 1 } },
@@ -411,7 +413,12 @@ test_gqa_kernels(void **state)
         { { DTYPE_BF16, 6, 2, 48, { 100, 99, 60 }, { 9, 1, 4 } }, 0, 2 },
         { { DTYPE_BF16, 2, 1, 80, { 640, 99, 257 }, { 4, 4, 9 } }, 0, 2 },
         { { DTYPE_BF16, 2, 1, 80, { 640, 99, 257 }, { 1, 4, 9 } }, 0, 3 },
-        { { DTYPE_BF16, 16, 16, 64, { 9, 2110, 255 }, { 1, 2, 255 } }, 0, 3 }
+        { { DTYPE_BF16, 16, 16, 64, { 9, 2110, 255 }, { 1, 2, 255 } }, 0, 3 },
+        { { DTYPE_BF16, 8, 1, 128, { 772, 258, 0 }, { 12, 4, 0 } }, 0, 2 }
+    };
+    /* Blocks enough for warpgroups, where others' would be too long. */
+    static const struct gqa_case many = {
+        DTYPE_BF16, 16, 16, 64, { 2110, 255, 0 }, { 2, 255, 0 }
     };
 
     struct backend *was = backends[CUDA];
@@ -440,6 +447,7 @@ test_gqa_kernels(void **state)
         }
     }
 
+    assert_int_equal(count_gqa(&many, 0), name == NULL || never ? 1 : 2);
     backends[CUDA]->ops->close(backends[CUDA]);
     backends[CUDA] = was;
 }

@@ -683,7 +683,7 @@ main(int argc, char **argv)
         { 132, 1, 4096 }, { 132, 2, 4096 }
     };
     static const uint32_t prompts[][3] = {
-        { 1, 256, 8192 }, { 1, 2048, 2048 }, { 1, 8192, 8192 }
+        { 1, 64, 8192 }, { 1, 256, 8192 }, { 1, 2048, 2048 }, { 1, 8192, 8192 }
     };
     static const uint32_t page0[ROWS_MAX / 64] = { 0 };
     struct err            e;
