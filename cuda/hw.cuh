@@ -132,7 +132,8 @@ hw_load_once(const uint4 *p)
     return v;
 }
 
-/* What another block of this kernel has written. */
+/* What another block of this kernel has written, or what this multiprocessor's
+ * L1 may be wrong about. */
 static __device__ __forceinline__ float
 hw_load_fresh(const float *p)
 {
@@ -151,6 +152,16 @@ hw_load_fresh(const float4 *p)
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
                  : "l"(p) : "memory");
+
+    return v;
+}
+
+static __device__ __forceinline__ uint32_t
+hw_load_fresh(const uint32_t *p)
+{
+    uint32_t v;
+
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
 
     return v;
 }

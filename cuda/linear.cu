@@ -28,6 +28,8 @@
 /* Of float weights, those that a warp has at once. */
 #define F32_ROWS    8
 #define F32_OUTS    8
+/* Elements of a row that a lane asks for at once, of those that are normed. */
+#define NORM_GROUP  32
 
 struct linear_part {
     struct stream_matrix m;
@@ -51,39 +53,61 @@ struct linear_args {
 };
 
 
-/* 1 / root mean square of up to 8 rows, a warp each; block 0 also stores the
- * normed rows. */
+/* For a warp: the sum of squares of a row. */
+static __device__ __forceinline__ float
+square_sum(const float *x, uint32_t n)
+{
+    float sum = 0;
+
+    for (uint32_t i = hw_lane(); i < n; i += HW_WARP * NORM_GROUP) {
+        float v[NORM_GROUP];
+
+#pragma unroll
+        for (uint32_t u = 0; u < NORM_GROUP; u++) {
+            uint32_t k = i + u * HW_WARP;
+
+            v[u] = k < n ? x[k] : 0;
+        }
+
+#pragma unroll
+        for (uint32_t u = 0; u < NORM_GROUP; u++) {
+            sum += v[u] * v[u];
+        }
+    }
+
+    for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
+        sum += hw_xor(sum, mask);
+    }
+
+    return sum;
+}
+
+
+/* 1 / root mean square of up to 8 rows, a warp each; and a part of the normed
+ * rows, stored. */
 static __device__ __forceinline__ void
 norm_rows(const struct linear_args &a, uint32_t n_in, float *scales)
 {
     uint32_t r = threadIdx.x / HW_WARP;
 
     if (r < a.n_rows) {
-        const float *x = a.x.data + a.x.stride * r;
-        float        sum = 0;
-
-        for (uint32_t i = hw_lane(); i < n_in; i += HW_WARP) {
-            sum += x[i] * x[i];
-        }
-
-        for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
-            sum += hw_xor(sum, mask);
-        }
-
-        float scale = 1 / sqrtf(sum / (float) n_in + a.eps);
+        float sum = square_sum(a.x.data + a.x.stride * r, n_in);
 
         if (hw_lane() == 0) {
-            scales[r] = scale;
-        }
-
-        for (uint32_t i = hw_lane(); blockIdx.x == 0 && i < n_in;
-             i += HW_WARP)
-        {
-            a.h.data[a.h.stride * r + i] = x[i] * scale * a.norm[i];
+            scales[r] = 1 / sqrtf(sum / (float) n_in + a.eps);
         }
     }
 
     __syncthreads();
+
+    for (uint32_t i = blockIdx.x * STREAM_THREADS + threadIdx.x; i < n_in;
+         i += gridDim.x * STREAM_THREADS)
+    {
+        for (r = 0; r < a.n_rows; r++) {
+            a.h.data[a.h.stride * r + i] = a.x.data[a.x.stride * r + i]
+                                           * scales[r] * a.norm[i];
+        }
+    }
 }
 
 
@@ -94,20 +118,22 @@ static __device__ __forceinline__ void
 multiply(const struct linear_args &a, const unsigned char *const (&w)[R],
          uint32_t n_in, uint32_t row0, float *room)
 {
-    const float *x[N];
-    float        acc[R][N][4], scale[N] = {};
+    struct stream_rows<N> x = {};
+    float                 acc[R][N][4];
 
     for (int j = 0; j < N; j++) {
         uint32_t r = row0 + j * 8 + hw_lane() / 4;
 
-        x[j] = r < a.n_rows ? a.x.data + a.x_head * blockIdx.z
-                              + a.x.stride * r : NULL;
+        x.x[j] = r < a.n_rows ? a.x.data + a.x_head * blockIdx.z
+                                + a.x.stride * r : NULL;
     }
 
-    stream_tiles<T, R, N>(acc, w, n_in, x, N == 1 ? a.norm : NULL, scale, [&] {
-        if (N == 1 && a.norm != NULL) {
+    x.norm = N == 1 ? a.norm : NULL;
+    x.n = n_in;
+    stream_tiles<T, R, N>(acc, w, x, [&] {
+        if (x.norm != NULL) {
             norm_rows(a, n_in, room);
-            scale[0] = room[hw_lane() / 4];
+            x.scale[0] = room[hw_lane() / 4];
             __syncthreads();
         }
     });
@@ -130,7 +156,7 @@ put_out(const struct linear_args &a, const struct linear_part &p, uint32_t r,
 
 
 template <enum dtype T, int R, int N>
-static __global__ void __launch_bounds__(STREAM_THREADS)
+static __global__ void __launch_bounds__(STREAM_THREADS, N == 1 ? 2 : 1)
 linear_kernel(const struct linear_args a)
 {
     float              *room = (float *) (void *) hw_shared();
@@ -161,7 +187,7 @@ linear_kernel(const struct linear_args a)
 
 /* silu(gate x) * (up x), gate part 0 and up part 1: a row tile of both. */
 template <enum dtype T, int N>
-static __global__ void __launch_bounds__(STREAM_THREADS)
+static __global__ void __launch_bounds__(STREAM_THREADS, N == 1 ? 2 : 1)
 gate_up_kernel(const struct linear_args a)
 {
     float   *room = (float *) (void *) hw_shared();

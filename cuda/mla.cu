@@ -520,7 +520,8 @@ combine_heads_kernel(const struct combine_heads_args a)
     float   *rows = room + stream_room_bytes(2, 1) / sizeof(float);
     float   *weights = rows + (size_t) a.n_tok * n;
     struct stream_matrix m = a.w;
-    float    acc[2][1][4], scale[1] = {};
+    struct stream_rows<1> x = {};
+    float    acc[2][1][4];
 
     m.w += a.w_head * h;
 
@@ -528,9 +529,10 @@ combine_heads_kernel(const struct combine_heads_args a)
         stream_tile<DTYPE_BF16>(m, blockIdx.x * 2),
         stream_tile<DTYPE_BF16>(m, blockIdx.x * 2 + 1)
     };
-    const float *const x[1] = { t < a.n_tok ? rows + (size_t) t * n : NULL };
 
-    stream_tiles<DTYPE_BF16, 2, 1>(acc, w, n, x, NULL, scale, [&] {
+    x.x[0] = t < a.n_tok ? rows + (size_t) t * n : NULL;
+    x.n = n;
+    stream_tiles<DTYPE_BF16, 2, 1>(acc, w, x, [&] {
         for (uint32_t i = 0; i < a.n_tok; i++) {
             part_weights(a.m, i, h, weights + i * a.m.n_splits);
         }

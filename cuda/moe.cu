@@ -29,8 +29,9 @@
 #define SORT_WARPS_MAX  16
 /* Slots that blocks find themselves: 8 to each of 256 rows. */
 #define FOUND_MAX       2048
-/* Rows of a block to the expert that all go to. */
-#define SHARED_ROWS     32
+/* Slots of an expert, on average, from which on few experts have none, and
+ * weights are asked for before it is known. */
+#define EAGER           3
 #define FOUND_BYTES     ((STREAM_WARPS + FOUND_MAX) * sizeof(uint32_t))
 
 /* In struct moe's tmp_order. */
@@ -117,6 +118,7 @@ struct moe_args {
     struct stream_matrix m;
     const unsigned char *up;        /* the same shape as m */
     size_t               w_expert;  /* bytes */
+    int                  is_eager;
     const uint32_t      *ids;       /* (n_slots) where o.start is NULL */
     struct moe_order     o;
     struct tensor        y;         /* (n_slots, n_out) */
@@ -245,30 +247,40 @@ slot_of(const struct moe_rows &r, uint32_t i)
 }
 
 
-/* 16 outputs, of row tile `tile`: R = 2, silu(m x) * (up x), or R = 1, m x. */
-template <enum dtype T, int R, int N>
+/* 16 outputs, of row tile `tile`: R = 2, silu(m x) * (up x), or R = 1, m x; of
+ * what rows_of() says when the kernels before have ended. */
+template <enum dtype T, int R, int N, class F>
 static __device__ __forceinline__ void
 multiply(const struct stream_matrix &m, const struct stream_matrix &up,
-         uint32_t tile, const struct moe_rows &r, float *room)
+         uint32_t tile, float *room, F rows_of)
 {
     const unsigned char *w[R];
+    struct moe_rows      r = {};
 
     w[0] = stream_tile<T>(m, tile);
     w[R - 1] = R == 2 ? stream_tile<T>(up, tile) : w[0];
 
-    for (uint32_t i0 = 0; i0 < r.n; i0 += N * 8) {
-        const float *x[N];
-        float        acc[R][N][4];
+    for (uint32_t i0 = 0; i0 == 0 || i0 < r.n; i0 += N * 8) {
+        struct stream_rows<N> x = {};
+        float                 acc[R][N][4];
 
-        for (int j = 0; j < N; j++) {
-            uint32_t i = i0 + j * 8 + hw_lane() / 4;
+        x.n = m.n_in;
+        stream_tiles<T, R, N>(acc, w, x, [&] {
+            if (i0 == 0) {
+                r = rows_of();
+            }
 
-            x[j] = i < r.n ? r.x.data + r.x.stride
-                             * (slot_of(r, i) / r.n_active) : NULL;
-        }
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                uint32_t i = i0 + j * 8 + hw_lane() / 4;
 
+                x.x[j] = i < r.n ? r.x.data + r.x.stride
+                                   * (slot_of(r, i) / r.n_active) : NULL;
+            }
+
+            x.n = r.n != 0 ? x.n : 0;
+        });
         __syncthreads();
-        stream_tiles<T, R, N>(acc, w, m.n_in, x);
         stream_put_sums<R, N>(acc, room);
         __syncthreads();
 
@@ -287,20 +299,30 @@ multiply(const struct stream_matrix &m, const struct stream_matrix &up,
 }
 
 
-/* SHARED_ROWS rows to the shared expert: of gate and up, which are wider than
- * an expert's, blocks that follow one another take all rows of a tile. */
-template <enum dtype T, int R>
+/* Column tiles of a block to the expert that all rows go to, in kernels of N:
+ * of more there would be no registers for two blocks. */
+static constexpr __device__ __host__ int
+shared_tiles(int n)
+{
+    return n == 1 ? 2 : 4;
+}
+
+
+/* Rows to the shared expert: of gate and up, which are wider than an expert's,
+ * blocks that follow one another take all rows of a tile. */
+template <enum dtype T, int R, int N>
 static __device__ __forceinline__ void
 multiply_shared(const struct moe_args &a, float *room)
 {
+    const uint32_t ROWS = N * 8;
     uint32_t n_rows = a.n_slots / a.n_terms;
-    uint32_t n = cuda_div_up(n_rows, SHARED_ROWS);
+    uint32_t n = cuda_div_up(n_rows, ROWS);
     uint32_t i = blockIdx.y * gridDim.x + blockIdx.x;
     uint32_t tile = R == 1 ? blockIdx.x : i / n;
-    uint32_t first = (R == 1 ? blockIdx.y : i % n) * SHARED_ROWS;
+    uint32_t first = (R == 1 ? blockIdx.y : i % n) * ROWS;
 
     struct moe_rows r = { a.s_y, a.s_x, NULL, first,
-                          min(n_rows - first, (uint32_t) SHARED_ROWS), 1 };
+                          min(n_rows - first, ROWS), 1 };
 
     if (tile >= cuda_div_up(a.s.n_out, CUDA_TILE)) {
         hw_depend();
@@ -308,46 +330,56 @@ multiply_shared(const struct moe_args &a, float *room)
         return;
     }
 
-    multiply<T, R, SHARED_ROWS / 8>(a.s, a.s_up, tile, r, room);
+    multiply<T, R, N>(a.s, a.s_up, tile, room, [&] { return r; });
 }
 
 
 /* Blocks that a multiprocessor is to hold, for enough loads under way. */
-template <enum dtype T, int R, int N>
+template <int N>
 static constexpr int
 blocks_held(void)
 {
-    return T != DTYPE_BF16 || N != 1 ? 1 : R == 1 ? 3 : 2;
+    return N == 1 ? 2 : 1;
 }
 
 
 /* 16 outputs of an expert, for its slots; of gate and up, or of down. */
 template <enum dtype T, int R, int N>
 static __global__ void
-__launch_bounds__(STREAM_THREADS, (blocks_held<T, R, N>()))
+__launch_bounds__(STREAM_THREADS, (blocks_held<N>()))
 expert_kernel(const struct moe_args a)
 {
     float               *room = (float *) (void *) hw_shared();
     uint32_t            *found = (uint32_t *) (void *)
-                                 (room + stream_room_bytes(R, N)
+                                 (room + stream_room_bytes(R, shared_tiles(N))
                                          / sizeof(float));
     struct stream_matrix m = a.m, up = a.m;
 
     if (blockIdx.y < a.n_shared) {
-        multiply_shared<T, R>(a, room);
+        multiply_shared<T, R, shared_tiles(N)>(a, room);
 
     } else {
-        uint32_t e = blockIdx.y - a.n_shared;
-
-        hw_depend();
-        hw_release();
-
-        struct moe_slots slots = find_slots(a, e, found);
-        struct moe_rows  r = { a.y, a.x, slots.at, 0, slots.n, a.n_active };
+        uint32_t         e = blockIdx.y - a.n_shared;
+        struct moe_slots slots = { NULL, 1 };
 
         m.w += a.w_expert * e;
         up.w = a.up + a.w_expert * e;
-        multiply<T, R, N>(m, up, blockIdx.x, r, room);
+
+        if (!a.is_eager) {
+            hw_depend();
+            hw_release();
+            slots = find_slots(a, e, found);
+        }
+
+        if (slots.n != 0) {
+            multiply<T, R, N>(m, up, blockIdx.x, room, [&] {
+                if (a.is_eager) {
+                    slots = find_slots(a, e, found);
+                }
+
+                return moe_rows { a.y, a.x, slots.at, 0, slots.n, a.n_active };
+            });
+        }
     }
 
     if (R == 1 && a.counters != NULL) {
@@ -481,15 +513,22 @@ sum_kernel(struct tensor y, struct tensor x, const float *weights,
 }
 
 
+/* Whether most experts have no more slots than a column tile, or two. */
+static int
+is_narrow(uint32_t n_slots, uint32_t n_experts)
+{
+    return n_slots <= 16 * n_experts;
+}
+
+
 template <enum dtype T, int N>
 static void
 launch_streamed(struct cuda *c, const struct moe_args *a, dim3 n_blocks,
                 int is_down)
 {
     cuda_launch(c, n_blocks, STREAM_THREADS,
-                stream_room_bytes(is_down ? 1 : 2, a->n_shared == 0 ? N
-                                                   : SHARED_ROWS / 8)
-                + (a->o.start == NULL ? FOUND_BYTES : 0),
+                stream_room_bytes(is_down ? 1 : 2, shared_tiles(N))
+                + FOUND_BYTES,
                 is_down ? expert_kernel<T, 1, N> : expert_kernel<T, 2, N>,
                 *a);
 }
@@ -503,7 +542,7 @@ launch_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
     dim3 n_blocks(cuda_div_up(a->m.n_out, CUDA_TILE),
                   a->n_shared + n_experts);
 
-    if (a->n_slots <= 16 * n_experts) {
+    if (is_narrow(a->n_slots, n_experts)) {
         launch_streamed<T, 1>(c, a, n_blocks, is_down);
 
     } else if (a->n_slots <= MANY * n_experts || c->deterministic) {
@@ -542,7 +581,8 @@ static void
 run_both(struct cuda *c, const struct moe *a, struct moe_args *m,
          const struct cuda_shared *shared, uint32_t *counters)
 {
-    uint32_t n = cuda_div_up(a->n_rows, SHARED_ROWS);
+    uint32_t n_tiles = shared_tiles(is_narrow(m->n_slots, a->gate->n) ? 1 : 4);
+    uint32_t n = cuda_div_up(a->n_rows, n_tiles * 8);
 
     m->m = stream_matrix_of(a->gate);
     m->up = (const unsigned char *) a->up->data;
@@ -622,6 +662,7 @@ args_of(const struct moe *a)
     m.sum = a->y;
     m.weights = a->weights;
     m.n_terms = a->n_active;
+    m.is_eager = m.n_slots >= EAGER * a->gate->n;
 
     return m;
 }

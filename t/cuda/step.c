@@ -471,6 +471,152 @@ test_mlp(void **state)
 }
 
 
+/* moe, and an expert that all rows go to: gate, up, silu_mul, down. */
+struct mixed {
+    struct rows   x, y, weights, tmp[3], gate, up;
+    struct both   ids, order;
+    struct weight w[3][2];          /* gate, up, down of all */
+    struct weight shared[3][2];
+    uint32_t      n_active;
+};
+
+
+static struct mixed
+mixed_make(enum dtype dtype, uint32_t n_rows, uint32_t n_experts,
+           uint32_t n_active, uint32_t n, uint32_t width)
+{
+    uint32_t     n_slots = n_rows * n_active;
+    uint32_t    *ids = malloc(n_slots * sizeof(uint32_t));
+    struct mixed m = {
+        .x = rows_make(n_rows, n, n + n % 2), .y = rows_make(n_rows, n, n),
+        .weights = rows_make(n_rows, n_active, n_active),
+        .tmp = { rows_make(n_slots, width, width),
+                 rows_make(n_slots, width, width), rows_make(n_slots, n, n) },
+        .gate = rows_make(n_rows, 2 * width, 2 * width + n_rows % 2),
+        .up = rows_make(n_rows, 2 * width, 2 * width),
+        .ids = both_make(n_slots * sizeof(uint32_t)),
+        .order = both_make((2 * n_slots + 2 * n_experts + 1)
+                           * sizeof(uint32_t)),
+        .n_active = n_active
+    };
+
+    assert_non_null(ids);
+
+    for (uint32_t i = 0; i < 3; i++) {
+        uint32_t n_out = i < 2 ? width : n, n_in = i < 2 ? n : width;
+
+        weight_make(m.w[i], dtype, n_experts, n_out, n_in);
+        weight_make(m.shared[i], dtype, 1, i < 2 ? 2 * n_out : n_out,
+                    i < 2 ? n_in : 2 * n_in);
+    }
+
+    /* Distinct, not in order, and the last expert is nobody's. */
+    for (uint32_t i = 0; i < n_slots; i++) {
+        ids[i] = i % n_active == 0 ? draw(n_experts - 1)
+                                   : (ids[i - 1] + 5) % (n_experts - 1);
+    }
+
+    both_put(&m.ids, ids);
+    free(ids);
+
+    return m;
+}
+
+
+static void
+mixed_run(struct mixed *m, int repeats, unsigned most)
+{
+    uint32_t      n_rows = m->x.n_rows;
+    unsigned long was;
+    struct tokens t;
+
+    for (int i = 0; i < 3; i++) {
+        poison(&m->tmp[i]);
+    }
+
+    poison(&m->gate);
+    poison(&m->up);
+    was = count_launches(&m->y);
+    begin_step(&t, n_rows, repeats);
+    EACH(b) {
+        struct tensor x = tensor_of(&m->x, b), y = tensor_of(&m->y, b);
+        struct tensor gate = tensor_of(&m->gate, b);
+        struct tensor up = tensor_of(&m->up, b);
+        struct moe    a = {
+            .y = y, .x = x, .ids = m->ids.at[b], .weights = m->weights.b.at[b],
+            .gate = &m->w[0][b], .up = &m->w[1][b], .down = &m->w[2][b],
+            .tmp_gate = tensor_of(&m->tmp[0], b),
+            .tmp_up = tensor_of(&m->tmp[1], b),
+            .tmp_down = tensor_of(&m->tmp[2], b), .tmp_order = m->order.at[b],
+            .n_rows = n_rows, .n_active = m->n_active
+        };
+
+        OP(b, moe, &a);
+        OP(b, linear, gate, x, &m->shared[0][b], n_rows, 0);
+        OP(b, linear, up, x, &m->shared[1][b], n_rows, 0);
+        OP(b, silu_mul, gate, gate, up, n_rows, m->gate.n);
+        OP(b, linear, y, gate, &m->shared[2][b], n_rows, 1);
+        end_step(b);
+    }
+    check_launches(was, &m->y, most);
+}
+
+
+static void
+check_mixed(enum dtype dtype, uint32_t n_rows, uint32_t n_experts,
+            uint32_t n_active, uint32_t n, uint32_t width)
+{
+    struct mixed m = mixed_make(dtype, n_rows, n_experts, n_active, n, width);
+    int          repeats = ++n_repeats;
+
+    for (int i = 0; i < 2; i++) {
+        mixed_run(&m, repeats, 2);
+        rows_compare(&m.y, most_of(dtype), "moe, %u rows to %u of %u, %u by %u",
+                     n_rows, n_active, n_experts, n, width);
+    }
+
+    rows_free(&m.x);
+    rows_free(&m.y);
+    rows_free(&m.weights);
+    rows_free(&m.gate);
+    rows_free(&m.up);
+    both_free(&m.ids);
+    both_free(&m.order);
+
+    for (int i = 0; i < 3; i++) {
+        rows_free(&m.tmp[i]);
+        weight_free(m.w[i]);
+        weight_free(m.shared[i]);
+    }
+}
+
+
+/* Rows that are a load every four columns, and not; fewer slots than experts,
+ * and more. */
+static void
+test_moe(void **state)
+{
+    static const enum dtype dtypes[] = { DTYPE_BF16, DTYPE_FP8 };
+
+    (void) state;
+
+    for (int i = 0; i < 2; i++) {
+        check_mixed(dtypes[i], 1, 8, 2, 300, 44);
+        check_mixed(dtypes[i], 3, 9, 3, 37, 301);
+        check_mixed(dtypes[i], 8, 20, 4, 64, 600);
+        check_mixed(dtypes[i], 9, 20, 2, 37, 29);
+        check_mixed(dtypes[i], 20, 9, 3, 300, 44);
+        check_mixed(dtypes[i], 40, 8, 5, 45, 32);
+
+        if (!is_small()) {
+            check_mixed(dtypes[i], 1, 20, 6, 2048, 1408);
+            check_mixed(dtypes[i], 8, 20, 6, 2048, 1408);
+            check_mixed(dtypes[i], 64, 64, 6, 2048, 1408);
+        }
+    }
+}
+
+
 int
 main(void)
 {
@@ -478,6 +624,7 @@ main(void)
         cmocka_unit_test(test_route),
         cmocka_unit_test(test_route_nan),
         cmocka_unit_test(test_mlp),
+        cmocka_unit_test(test_moe),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

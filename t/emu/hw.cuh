@@ -182,6 +182,12 @@ hw_load_fresh(const float4 *p)
     return *p;
 }
 
+static inline uint32_t
+hw_load_fresh(const uint32_t *p)
+{
+    return *p;
+}
+
 struct hw_mma_args {
     float   *d;
     uint32_t a[4];
