@@ -232,7 +232,7 @@ bench_shape(const char *name)
 
     for (int i = 0; i < FILL_SEQS; i++) {
         struct model_segment seg = {
-            tokens + i * 97, tables[i], FILL_TOK, 0, 1, 0
+            tokens + i * 53, tables[i], FILL_TOK, 0, 1, 0
         };
 
         model_forward(m, &seg, 1, &logits);
