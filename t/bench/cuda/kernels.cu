@@ -301,6 +301,145 @@ bench_linear(enum dtype dtype, uint32_t n_out, uint32_t n_in)
 }
 
 
+/* Up to what a step's graph has. */
+static const uint32_t step_rows[] = { 1, 8, 64, 256 };
+
+struct route_bench {
+    struct weight w[SETS_MAX];
+    struct tensor x, h;
+    float        *norm;
+    uint32_t      n;
+    struct route  how;
+};
+
+
+/* One kernel, which reads the router's weights once. */
+static void
+call_route(void *ctx, uint32_t i)
+{
+    struct route_bench *k = (struct route_bench *) ctx;
+
+    OP(rmsnorm, k->h, k->x, k->norm, 1e-6f, k->how.n_rows, k->n);
+    OP(linear, k->how.logits, k->h, &k->w[i], k->how.n_rows, 0);
+    b->ops->route(b, &k->how);
+}
+
+
+static void
+bench_route(const char *what, uint32_t n, uint32_t n_experts,
+            uint32_t n_active, uint32_t n_groups)
+{
+    static struct route_bench k;
+    uint32_t                  n_max = step_rows[BASE_COUNT(step_rows) - 1];
+    char                      name[64];
+
+    memset(&k, 0, sizeof(k));
+    k.n = n;
+    k.x = rows(n_max, n);
+    k.h = rows(n_max, n);
+    k.norm = rows(1, n).data;
+    k.how.ids = (uint32_t *) take((size_t) n_max * n_active * 4);
+    k.how.weights = rows(n_max, n_active).data;
+    k.how.logits = rows(n_max, n_experts);
+    k.how.score = n_groups > 1 ? ROUTE_SIGMOID : ROUTE_SOFTMAX;
+    k.how.method = n_groups > 1 ? ROUTE_GROUP_TOP2 : ROUTE_GREEDY;
+    k.how.n_experts = n_experts;
+    k.how.n_active = n_active;
+    k.how.n_groups = n_groups;
+    k.how.n_groups_keep = (n_groups + 1) / 2;
+    k.how.scale = 1;
+
+    for (uint32_t i = 0; i < SETS_MAX; i++) {
+        k.w[i] = weight(DTYPE_F32, 1, n_experts, n);
+    }
+
+    for (size_t i = 0; i < BASE_COUNT(step_rows); i++) {
+        double r = k.how.n_rows = step_rows[i];
+        double s = measure(k.how.n_rows, SETS_MAX, call_route, &k);
+
+        snprintf(name, sizeof(name), "cuda.route_%s.%u", what, k.how.n_rows);
+        say(name, s, 4.0 * n * (n_experts + 2 * r), 2 * r * n * n_experts);
+    }
+
+    for (uint32_t i = 0; i < SETS_MAX; i++) {
+        drop(&k.w[i]);
+    }
+
+    OP(free, k.x.data, 0);
+    OP(free, k.h.data, 0);
+}
+
+
+struct mlp_bench {
+    struct weight gate[8], up[8], down[8];
+    struct tensor x, h, y, tmp, tmp_up;
+    float        *norm;
+    uint32_t      n_rows;
+};
+
+
+/* A dense layer's norm and MLP: two kernels of up to 8 rows. */
+static void
+call_mlp(void *ctx, uint32_t i)
+{
+    struct mlp_bench *k = (struct mlp_bench *) ctx;
+    uint32_t          n = k->n_rows;
+
+    OP(rmsnorm, k->h, k->x, k->norm, 1e-6f, n, k->gate[i].n_in);
+    OP(linear, k->tmp, k->h, &k->gate[i], n, 0);
+    OP(linear, k->tmp_up, k->h, &k->up[i], n, 0);
+    OP(silu_mul, k->tmp, k->tmp, k->tmp_up, n, k->gate[i].n_out);
+    OP(linear, k->y, k->tmp, &k->down[i], n, 1);
+}
+
+
+static void
+bench_mlp(enum dtype t, uint32_t dim, uint32_t width)
+{
+    static struct mlp_bench k;
+    uint32_t                n_max = step_rows[BASE_COUNT(step_rows) - 1];
+    double                  n_bytes = 0;
+    char                    name[64];
+
+    memset(&k, 0, sizeof(k));
+    k.x = rows(n_max, dim);
+    k.h = rows(n_max, dim);
+    k.y = rows(n_max, dim);
+    k.tmp = rows(n_max, width);
+    k.tmp_up = rows(n_max, width);
+    k.norm = rows(1, dim).data;
+
+    for (uint32_t i = 0; i < BASE_COUNT(k.gate); i++) {
+        k.gate[i] = weight(t, 1, width, dim);
+        k.up[i] = weight(t, 1, width, dim);
+        k.down[i] = weight(t, 1, dim, width);
+    }
+
+    n_bytes = 2.0 * (double) b->ops->weight_bytes(&k.gate[0])
+              + (double) b->ops->weight_bytes(&k.down[0]);
+
+    for (size_t i = 0; i < BASE_COUNT(step_rows); i++) {
+        k.n_rows = step_rows[i];
+
+        double s = measure(k.n_rows, BASE_COUNT(k.gate), call_mlp, &k);
+
+        snprintf(name, sizeof(name), "cuda.mlp%s_%ux%u.%u", dtype_name(t),
+                 dim, width, k.n_rows);
+        say(name, s, n_bytes + 12.0 * k.n_rows * dim,
+            6.0 * k.n_rows * dim * width);
+    }
+
+    for (uint32_t i = 0; i < BASE_COUNT(k.gate); i++) {
+        drop(&k.gate[i]);
+        drop(&k.up[i]);
+        drop(&k.down[i]);
+    }
+
+    OP(free, k.tmp.data, 0);
+    OP(free, k.tmp_up.data, 0);
+}
+
+
 struct moe_bench {
     struct weight gate[4], up[4], down[4], s_gate[4], s_up[4], s_down[4];
     struct moe    m;
@@ -745,6 +884,13 @@ main(int argc, char **argv)
     for (uint32_t n = 1; n <= 64 && rows_min == 0; n *= 64) {
         bench_sample(n, 0);
         bench_sample(n, 0.9f);
+    }
+
+    if (rows_min == 0) {
+        bench_route("v2_lite", 2048, 64, 6, 1);
+        bench_route("v3", 7168, 256, 8, 8);
+        bench_mlp(DTYPE_BF16, 2048, 10944);
+        bench_mlp(DTYPE_FP8, 2048, 10944);
     }
 
     bench_linear(DTYPE_FP8, 2048, 2048);
