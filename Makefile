@@ -135,10 +135,12 @@ $(O)/t/%: t/%.c $(O)/libmoe.a
 $(O)/t/fuzz/%: t/fuzz/%.c $(O)/libmoe.a
 	$(call link,$(CC),-fsanitize=fuzzer)
 
+# What ptxas tells of registers is t/cuda_code.t's.
 $(O)/cuda/%.o: cuda/%.cu
 	@mkdir -p $(@D)
 	@echo nvcc -c $< -o $@
-	@$(NVCC) $(NVCC_FLAGS) -c $< -o $@
+	@$(NVCC) $(NVCC_FLAGS) -Xptxas -v -c $< -o $@ 2> $(@:.o=.ptxas); e=$$?; \
+	    grep -vE '^ptxas info|^ +[0-9]+ bytes' $(@:.o=.ptxas) >&2; exit $$e
 
 $(O)/t/emu/cuda/%.o: cuda/%.cu | build-deps
 	@mkdir -p $(@D)
