@@ -10,8 +10,8 @@
  *   bound by memory up to about 200 rows an expert
  *
  *   gate_up   a block a row tile of both and an expert; 8 N slots at once
- *   down      the same; the last block of a row tile adds its outputs up, a
- *             thread an output: its n_active terms in their order (D6)
+ *   down      a block two row tiles; the last block of those adds their outputs
+ *             up, a thread four of a row: their n_active terms in order (D6)
  *
  * A block finds its expert's slots (row, k) among all of them.  Of more than
  * FOUND_MAX that would take longer than the products: then they are sorted by
@@ -126,8 +126,8 @@ struct moe_args {
     uint32_t             n_slots;
     uint32_t             n_active;  /* slots that share a row of x */
     enum dtype           dtype;
-    /* What y is added up to, by row tiles; NULL: not here. */
-    uint32_t            *counters;  /* (row tiles) */
+    /* What y is added up to; NULL: not here. */
+    uint32_t            *counters;  /* (blocks of outputs) */
     struct tensor        sum;
     const float         *weights;   /* (n_slots) */
     uint32_t             n_terms;   /* of a row */
@@ -196,36 +196,102 @@ find_slots(const struct moe_args &a, uint32_t e, uint32_t *room)
 }
 
 
-/* Row tile blockIdx.x of y, added up by the block that is the last to have
- * written of it. */
-static __device__ void
-sum_tile(const struct moe_args &a, uint32_t *room)
+/* Outputs of a block of down: of gate and up there are as many rows in it. */
+#define DOWN_OUTS       (2 * CUDA_TILE)
+
+/* Four outputs of row r, from o on: SUM_GROUP terms are asked for at once. */
+#define SUM_GROUP       8
+
+static __device__ __forceinline__ void
+sum_four(const struct moe_args &a, uint32_t r, uint32_t o)
 {
+    float4      *to = (float4 *) (void *) (a.sum.data + a.sum.stride * r + o);
+    float4       sum = *to, more = make_float4(0, 0, 0, 0);
+    size_t       s0 = (size_t) r * a.n_terms;
+    const float *y = a.y.data + a.y.stride * s0 + o;
+
+    if (a.n_shared != 0) {
+        more = hw_load_fresh((const float4 *) (const void *)
+                             (a.s_y.data + a.s_y.stride * r + o));
+    }
+
+    for (uint32_t k0 = 0; k0 < a.n_terms; k0 += SUM_GROUP) {
+        float4 v[SUM_GROUP];
+        float  w[SUM_GROUP];
+
+#pragma unroll
+        for (uint32_t u = 0; u < SUM_GROUP; u++) {
+            w[u] = 0;
+            v[u] = make_float4(0, 0, 0, 0);
+
+            if (k0 + u < a.n_terms) {
+                w[u] = a.weights[s0 + k0 + u];
+                v[u] = hw_load_fresh((const float4 *) (const void *)
+                                     (y + a.y.stride * (k0 + u)));
+            }
+        }
+
+#pragma unroll
+        for (uint32_t u = 0; u < SUM_GROUP; u++) {
+            sum = make_float4(sum.x + w[u] * v[u].x, sum.y + w[u] * v[u].y,
+                              sum.z + w[u] * v[u].z, sum.w + w[u] * v[u].w);
+        }
+    }
+
+    *to = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z,
+                      sum.w + more.w);
+}
+
+
+static __device__ __forceinline__ void
+sum_one(const struct moe_args &a, uint32_t r, uint32_t o)
+{
+    float *to = a.sum.data + a.sum.stride * r + o, sum = *to;
+
+    for (uint32_t k = 0; k < a.n_terms; k++) {
+        size_t s = (size_t) r * a.n_terms + k;
+
+        sum += a.weights[s] * hw_load_fresh(a.y.data + a.y.stride * s + o);
+    }
+
+    *to = a.n_shared == 0 ? sum
+          : sum + hw_load_fresh(a.s_y.data + a.s_y.stride * r + o);
+}
+
+
+/* Whether every four elements of t's rows of n are one load. */
+static __device__ __forceinline__ bool
+is_plain(const struct tensor &t, uint32_t n)
+{
+    return t.stride % 4 == 0 && stream_is_plain(t.data, n);
+}
+
+
+/* Outputs of blocks blockIdx.x, added up by the last of them to be done. */
+static __device__ void
+sum_outs(const struct moe_args &a, uint32_t *room)
+{
+    uint32_t n_rows = a.n_slots / a.n_terms, n_out = a.m.n_out;
+    uint32_t n = n_rows * (DOWN_OUTS / 4);
+
     if (!cuda_is_last(&a.counters[blockIdx.x], gridDim.y, room)) {
         return;
     }
 
-    uint32_t n = a.n_slots / a.n_terms * CUDA_TILE;
+    bool are_plain = is_plain(a.sum, n_out) && is_plain(a.y, n_out)
+                     && (a.n_shared == 0 || is_plain(a.s_y, n_out));
 
     for (uint32_t i = threadIdx.x; i < n; i += STREAM_THREADS) {
-        uint32_t r = i / CUDA_TILE, o = blockIdx.x * CUDA_TILE + i % CUDA_TILE;
+        uint32_t r = i / (DOWN_OUTS / 4);
+        uint32_t o = blockIdx.x * DOWN_OUTS + i % (DOWN_OUTS / 4) * 4;
 
-        if (o >= a.m.n_out) {
-            continue;
+        if (are_plain && o < n_out) {
+            sum_four(a, r, o);
         }
 
-        float *to = a.sum.data + a.sum.stride * r + o, sum = *to;
-
-#pragma unroll 8
-        for (uint32_t k = 0; k < a.n_terms; k++) {
-            size_t s = (size_t) r * a.n_terms + k;
-
-            sum += a.weights[s]
-                   * hw_load_fresh(a.y.data + a.y.stride * s + o);
+        for (uint32_t c = o; !are_plain && c < min(o + 4, n_out); c++) {
+            sum_one(a, r, c);
         }
-
-        *to = a.n_shared == 0 ? sum
-              : sum + hw_load_fresh(a.s_y.data + a.s_y.stride * r + o);
     }
 }
 
@@ -247,25 +313,27 @@ slot_of(const struct moe_rows &r, uint32_t i)
 }
 
 
-/* 16 outputs, of row tile `tile`: R = 2, silu(m x) * (up x), or R = 1, m x; of
- * what rows_of() says when the kernels before have ended. */
-template <enum dtype T, int R, int N, class F>
+/* Two row tiles: with UP 16 outputs, silu(m x) * (up x), of tile `at` of both;
+ * without, 32, m x, of tiles 2 at and behind.  Of what rows_of() says when the
+ * kernels before have ended. */
+template <enum dtype T, bool UP, int N, class F>
 static __device__ __forceinline__ void
 multiply(const struct stream_matrix &m, const struct stream_matrix &up,
-         uint32_t tile, float *room, F rows_of)
+         uint32_t at, float *room, F rows_of)
 {
-    const unsigned char *w[R];
+    const uint32_t       OUTS = UP ? CUDA_TILE : DOWN_OUTS;
+    const unsigned char *w[2];
     struct moe_rows      r = {};
 
-    w[0] = stream_tile<T>(m, tile);
-    w[R - 1] = R == 2 ? stream_tile<T>(up, tile) : w[0];
+    w[0] = stream_tile<T>(m, UP ? at : 2 * at);
+    w[1] = UP ? stream_tile<T>(up, at) : stream_tile<T>(m, 2 * at + 1);
 
     for (uint32_t i0 = 0; i0 == 0 || i0 < r.n; i0 += N * 8) {
         struct stream_rows<N> x = {};
-        float                 acc[R][N][4];
+        float                 acc[2][N][4];
 
         x.n = m.n_in;
-        stream_tiles<T, R, N>(acc, w, x, [&] {
+        stream_tiles<T, 2, N>(acc, w, x, [&] {
             if (i0 == 0) {
                 r = rows_of();
             }
@@ -281,18 +349,18 @@ multiply(const struct stream_matrix &m, const struct stream_matrix &up,
             x.n = r.n != 0 ? x.n : 0;
         });
         __syncthreads();
-        stream_put_sums<R, N>(acc, room);
+        stream_put_sums<2, N>(acc, room);
         __syncthreads();
 
-        for (uint32_t t = threadIdx.x; t < 16 * N * 8; t += STREAM_THREADS) {
-            uint32_t o = tile * 16 + t % 16, i = i0 + t / 16;
+        for (uint32_t t = threadIdx.x; t < OUTS * N * 8; t += STREAM_THREADS) {
+            uint32_t row = t % OUTS, col = t / OUTS;
+            uint32_t o = at * OUTS + row, i = i0 + col;
 
             if (o < m.n_out && i < r.n) {
-                float v = stream_sum<R, N>(room, t % 16, t / 16);
+                float v = stream_sum<2, N>(room, row, col);
 
-                r.y.data[r.y.stride * slot_of(r, i) + o] = R == 1 ? v
-                    : cuda_silu(v) * stream_sum<R, N>(room, 16 + t % 16,
-                                                      t / 16);
+                r.y.data[r.y.stride * slot_of(r, i) + o] = !UP ? v
+                    : cuda_silu(v) * stream_sum<2, N>(room, 16 + row, col);
             }
         }
     }
@@ -310,7 +378,7 @@ shared_tiles(int n)
 
 /* Rows to the shared expert: of gate and up, which are wider than an expert's,
  * blocks that follow one another take all rows of a tile. */
-template <enum dtype T, int R, int N>
+template <enum dtype T, bool UP, int N>
 static __device__ __forceinline__ void
 multiply_shared(const struct moe_args &a, float *room)
 {
@@ -318,19 +386,19 @@ multiply_shared(const struct moe_args &a, float *room)
     uint32_t n_rows = a.n_slots / a.n_terms;
     uint32_t n = cuda_div_up(n_rows, ROWS);
     uint32_t i = blockIdx.y * gridDim.x + blockIdx.x;
-    uint32_t tile = R == 1 ? blockIdx.x : i / n;
-    uint32_t first = (R == 1 ? blockIdx.y : i % n) * ROWS;
+    uint32_t at = UP ? i / n : blockIdx.x;
+    uint32_t first = (UP ? i % n : blockIdx.y) * ROWS;
 
     struct moe_rows r = { a.s_y, a.s_x, NULL, first,
                           min(n_rows - first, ROWS), 1 };
 
-    if (tile >= cuda_div_up(a.s.n_out, CUDA_TILE)) {
+    if (UP && at >= cuda_div_up(a.s.n_out, CUDA_TILE)) {
         hw_depend();
         hw_release();
         return;
     }
 
-    multiply<T, R, N>(a.s, a.s_up, tile, room, [&] { return r; });
+    multiply<T, UP, N>(a.s, a.s_up, at, room, [&] { return r; });
 }
 
 
@@ -343,20 +411,20 @@ blocks_held(void)
 }
 
 
-/* 16 outputs of an expert, for its slots; of gate and up, or of down. */
-template <enum dtype T, int R, int N>
+/* Outputs of an expert, for its slots; of gate and up, or of down. */
+template <enum dtype T, bool UP, int N>
 static __global__ void
 __launch_bounds__(STREAM_THREADS, (blocks_held<N>()))
 expert_kernel(const struct moe_args a)
 {
     float               *room = (float *) (void *) hw_shared();
     uint32_t            *found = (uint32_t *) (void *)
-                                 (room + stream_room_bytes(R, shared_tiles(N))
+                                 (room + stream_room_bytes(2, shared_tiles(N))
                                          / sizeof(float));
     struct stream_matrix m = a.m, up = a.m;
 
     if (blockIdx.y < a.n_shared) {
-        multiply_shared<T, R, shared_tiles(N)>(a, room);
+        multiply_shared<T, UP, shared_tiles(N)>(a, room);
 
     } else {
         uint32_t         e = blockIdx.y - a.n_shared;
@@ -372,7 +440,7 @@ expert_kernel(const struct moe_args a)
         }
 
         if (slots.n != 0) {
-            multiply<T, R, N>(m, up, blockIdx.x, room, [&] {
+            multiply<T, UP, N>(m, up, blockIdx.x, room, [&] {
                 if (a.is_eager) {
                     slots = find_slots(a, e, found);
                 }
@@ -382,8 +450,8 @@ expert_kernel(const struct moe_args a)
         }
     }
 
-    if (R == 1 && a.counters != NULL) {
-        sum_tile(a, found);
+    if (!UP && a.counters != NULL) {
+        sum_outs(a, found);
     }
 }
 
@@ -527,9 +595,9 @@ launch_streamed(struct cuda *c, const struct moe_args *a, dim3 n_blocks,
                 int is_down)
 {
     cuda_launch(c, n_blocks, STREAM_THREADS,
-                stream_room_bytes(is_down ? 1 : 2, shared_tiles(N))
-                + FOUND_BYTES,
-                is_down ? expert_kernel<T, 1, N> : expert_kernel<T, 2, N>,
+                stream_room_bytes(2, shared_tiles(N)) + FOUND_BYTES,
+                is_down ? expert_kernel<T, false, N>
+                        : expert_kernel<T, true, N>,
                 *a);
 }
 
@@ -539,7 +607,7 @@ static void
 launch_experts(struct cuda *c, const struct moe_args *a, uint32_t n_experts,
                int is_down)
 {
-    dim3 n_blocks(cuda_div_up(a->m.n_out, CUDA_TILE),
+    dim3 n_blocks(cuda_div_up(a->m.n_out, is_down ? DOWN_OUTS : CUDA_TILE),
                   a->n_shared + n_experts);
 
     if (is_narrow(a->n_slots, n_experts)) {
@@ -630,7 +698,7 @@ is_found(const struct cuda *c, const struct moe *a)
 
     return n_slots <= FOUND_MAX && a->gate->dtype != DTYPE_F32
            && (n_slots <= MANY * a->gate->n || c->deterministic)
-           && cuda_div_up(a->down->n_out, CUDA_TILE) <= CUDA_COUNTERS;
+           && cuda_div_up(a->down->n_out, DOWN_OUTS) <= CUDA_COUNTERS;
 }
 
 
