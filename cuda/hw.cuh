@@ -438,7 +438,8 @@ hw_group_registers_fewer(void)
 #define HW_64(d)                                                              \
     HW_8(d, 0), HW_8(d, 8), HW_8(d, 16), HW_8(d, 24), HW_8(d, 32),            \
     HW_8(d, 40), HW_8(d, 48), HW_8(d, 56)
-/* Sums are not looked at before: after hw_group_wait(). */
+/* Sums are not looked at before: after hw_group_wait().  What was made of them
+ * otherwise is in their registers: before hw_group_fence(). */
 static __device__ __forceinline__ void
 hw_group_keep(float (&d)[64])
 {

@@ -285,6 +285,8 @@ add_other(float (&o)[HALVES][64], struct running *run, uint32_t j, uint32_t w,
     hw_barrier_wait(&room->full[j % PAGES][0], phase_of(j));
     hw_barrier_wait(&room->full[j % PAGES][1], phase_of(j));
     hw_barrier_wait(&room->p_there[w ^ 1], phase_of(j));
+    hw_group_keep(o[0]);
+    hw_group_keep(o[1]);
     hw_group_fence();
 
 #pragma unroll
@@ -444,6 +446,8 @@ add_own(float (&o)[HALVES][64], float (&s)[32], struct running *run,
     run->sum[0] += sum[0];
     run->sum[1] += sum[1];
     hw_barrier_wait(&room->p_there[w], phase_of(j));
+    hw_group_keep(o[0]);
+    hw_group_keep(o[1]);
     hw_group_fence();
 
 #pragma unroll
