@@ -469,6 +469,9 @@ multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
             promote(acc[half], part, stage, tile);
         }
 
+        /* All lanes have their scales. */
+        __syncwarp();
+
         if (hw_lane() == 0) {
             hw_barrier_arrive(free_of<T, N>(*i));
         }
