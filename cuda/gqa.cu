@@ -590,7 +590,7 @@ static __global__ void
 plain_kernel(const struct gqa_args m)
 {
     uint32_t     t = blockIdx.x, h = blockIdx.y, head = m.a.head;
-    uint32_t     n_keys = m.batch.pos[t] + 1, row = m.kv.row;
+    uint32_t     row = m.kv.row;
     uint32_t     key = h / m.n_group * head;
     uint32_t     value = key + m.a.n_kv_heads * head;
     const float *q = m.a.q.data + m.a.q.stride * t + (size_t) h * head;
@@ -600,6 +600,8 @@ plain_kernel(const struct gqa_args m)
 
     hw_depend();
     hw_release();
+
+    uint32_t n_keys = m.batch.pos[t] + 1;
 
     for (uint32_t k = threadIdx.x; k < head; k += PAGE) {
         y[k] = 0;

@@ -564,7 +564,6 @@ static __global__ void
 mla_plain_kernel(const struct mla_args m)
 {
     uint32_t     t = blockIdx.x, h = blockIdx.y, row = m.kv.row;
-    uint32_t     n_keys = m.batch.pos[t] + 1;
     const float *q = m.a.q.data + m.a.q.stride * t + (size_t) h * row;
     float       *y = m.a.y.data + m.a.y.stride * t + (size_t) h * row;
     float       *p = (float *) (void *) hw_shared();
@@ -572,6 +571,8 @@ mla_plain_kernel(const struct mla_args m)
 
     hw_depend();
     hw_release();
+
+    uint32_t n_keys = m.batch.pos[t] + 1;
 
     for (uint32_t k = threadIdx.x; k < m.a.n_latent; k += PAGE) {
         y[k] = 0;
