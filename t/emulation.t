@@ -20,9 +20,11 @@ sub passes {
         or diag(grep { !/^ok/ } map { "$_\n" } split /\n/, $out);
 }
 
-for my $order (1, 2) {
+for ([1, 1], [2, 1], [2, 2]) {
+    my ($order, $seed) = @$_;
     local $ENV{MOE_EMU_ORDER} = $order;
-    passes($_, "every op in order of turns $order") for @tests;
+    local $ENV{MOE_EMU_SEED} = $seed;
+    passes($_, "every op in order of turns $order, seed $seed") for @tests;
 }
 
 # What does not have Hopper's warpgroups goes other ways, or may not use them.
