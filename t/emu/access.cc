@@ -7,7 +7,9 @@
  *   device memory   a mark to a word says who stored it last.  What a kernel
  *                   stored may not be there yet, and what it loads still be
  *                   wanted, when the next one begins: that one touches neither
- *                   before it has waited.
+ *                   before it has waited.  But what the kernels before that
+ *                   stored is there, for hw_load_fresh(), if it let the next
+ *                   one begin behind its own wait.
  *   pinned memory   the host goes on when it sees a word: of a block, only one
  *                   thread may store it.
  *   shared memory   a byte's last thread, and how many fences it had made
@@ -26,13 +28,17 @@
 #define SHARED_MAX      (228 * 1024)
 #define FENCE           EMU_THREADS_MAX /* added to a thread's number */
 
-enum mark : unsigned char { BY_HOST, BY_STORE, BY_BULK, PINNED };
+/* And of which kernel, in units of KERNEL. */
+enum mark : uint32_t { BY_HOST, BY_STORE, BY_BULK, PINNED, KERNEL };
 
 struct emu_watch emu_watch;
 
 static char          *arena;            /* reserved, and taken from its front */
 static size_t         n_taken;
-static unsigned char *marks;            /* (ARENA_BYTES / WORD) */
+static uint32_t      *marks;            /* (ARENA_BYTES / WORD) */
+static uint32_t       n_kernels;        /* that have begun */
+static bool           is_hasty;         /* lets the next begin too early */
+static bool           was_hasty;        /* the kernel ahead did */
 /* Who stored a byte: the thread's number, and FENCE a fence. */
 static uint32_t       owners[SHARED_MAX];
 static uint32_t       fences[EMU_THREADS_MAX];
@@ -49,13 +55,27 @@ reserve(size_t n, int prot)
 }
 
 
+static void
+mark(size_t at, size_t n, enum mark m)
+{
+    uint32_t value = m == BY_HOST || m == PINNED ? m : n_kernels * KERNEL + m;
+
+    for (size_t i = at / WORD; i <= (at + n - 1) / WORD; i++) {
+        if (marks[i] != value && marks[i] != PINNED) {
+            marks[i] = value;
+        }
+    }
+}
+
+
 void *
 emu_pages_take(size_t n, bool is_pinned)
 {
     if (arena == NULL) {
         arena = reserve(ARENA_BYTES, PROT_NONE);
-        marks = (unsigned char *) reserve(ARENA_BYTES / WORD,
-                                          PROT_READ | PROT_WRITE);
+        marks = (uint32_t *) (void *) reserve(ARENA_BYTES / WORD
+                                              * sizeof(*marks),
+                                              PROT_READ | PROT_WRITE);
     }
 
     if (arena == NULL || marks == NULL
@@ -73,7 +93,7 @@ emu_pages_take(size_t n, bool is_pinned)
     n_taken += n + PAGE_BYTES;
 
     if (is_pinned) {
-        memset(marks + (size_t) (p - arena) / WORD, PINNED, n / WORD);
+        mark((size_t) (p - arena), n, PINNED);
     }
 
     return p;
@@ -88,7 +108,7 @@ emu_pages_give(void *p, size_t n)
 
     mmap(p, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
          | MAP_FIXED, -1, 0);
-    madvise(marks + at / WORD, n / WORD, MADV_DONTNEED);
+    madvise(marks + at / WORD, n / WORD * sizeof(*marks), MADV_DONTNEED);
 }
 
 
@@ -100,28 +120,17 @@ place_of(const void *p)
 }
 
 
-static void
-mark(size_t at, size_t n, enum mark m)
-{
-    if (marks[at / WORD] == PINNED) {
-        return;
-    }
-
-    memset(marks + at / WORD, m, (at + n - 1) / WORD - at / WORD + 1);
-}
-
-
-/* The first mark but BY_HOST of n bytes. */
-static inline unsigned char
+/* The largest mark of n bytes. */
+static inline uint32_t
 mark_of(size_t at, size_t n)
 {
+    uint32_t most = BY_HOST;
+
     for (size_t i = at / WORD; i <= (at + n - 1) / WORD; i++) {
-        if (marks[i] != BY_HOST) {
-            return marks[i];
-        }
+        most = most > marks[i] ? most : marks[i];
     }
 
-    return BY_HOST;
+    return most;
 }
 
 
@@ -187,6 +196,35 @@ store(const void *p, size_t n)
 
 
 void
+emu_loads_fresh(const void *p, size_t n)
+{
+    size_t at = place_of(p);
+
+    if (emu_watch.is_early && at < ARENA_BYTES
+        && (was_hasty || mark_of(at, n) / KERNEL + 1 >= n_kernels))
+    {
+        load(p, n);
+    }
+}
+
+
+void
+emu_kernel_begin()
+{
+    n_kernels++;
+    was_hasty = is_hasty;
+    is_hasty = false;
+}
+
+
+void
+emu_release()
+{
+    is_hasty |= emu_watch.is_early;
+}
+
+
+void
 emu_loads(const void *p, size_t n, bool by_bulk)
 {
     size_t at = place_of(p);
@@ -194,7 +232,7 @@ emu_loads(const void *p, size_t n, bool by_bulk)
     load(p, n);
 
     if (by_bulk && at < ARENA_BYTES && !emu_is_bulk_fenced()
-        && mark_of(at, n) == BY_STORE)
+        && mark_of(at, n) % KERNEL == BY_STORE)
     {
         emu_fail("a bulk copy from %p, which a kernel before stored, without "
                  "a fence", p);

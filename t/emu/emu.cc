@@ -399,6 +399,7 @@ emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
     g.fn = &fn;
     g.shared_bytes = shared_bytes;
     g.overlaps = overlaps;
+    emu_kernel_begin();
     make_turns(turns.get(), n);
 
     for (unsigned i = 0; i < n; i++) {

@@ -113,8 +113,10 @@ void emu_group_commit();
 void emu_group_wait(unsigned n_left);
 bool emu_group_is_idle();
 
-/* The kernel waits for those before it (griddepcontrol.wait). */
+/* The kernel waits for those before it (griddepcontrol.wait), and lets the next
+ * one begin (griddepcontrol.launch_dependents). */
 void emu_depend();
+void emu_release();
 
 /* Fences between what threads store and what bulk copies and products read: of
  * this thread's in shared memory, of the kernels before in device memory. */
@@ -141,7 +143,11 @@ void emu_pages_give(void *p, size_t n);
 /* What a copy loads, a kernel's own or by_bulk; and what one stores, the host's
  * or by_bulk. */
 void emu_loads(const void *p, size_t n, bool by_bulk);
+void emu_loads_fresh(const void *p, size_t n);
 void emu_stores(const void *p, size_t n, bool by_bulk);
+
+/* A kernel begins. */
+void emu_kernel_begin();
 
 /* A block begins; bulk copies and products load shared memory, which has to be
  * fenced for them; a bulk copy stores there. */

@@ -166,25 +166,16 @@ hw_load_once(const uint4 *p)
     return *p;
 }
 
-static inline float
-hw_load_fresh(const float *p)
+template <class T>
+HW_UNSEEN static inline T
+hw_load_fresh(const T *p)
 {
-    return *p;
-}
-
-static inline float4
-hw_load_fresh(const float4 *p)
-{
-    if ((uintptr_t) p % 16 != 0) {
-        emu_fail("a load of 16 bytes from %p", (const void *) p);
+    if ((uintptr_t) p % sizeof(T) != 0) {
+        emu_fail("a load of %zu bytes from %p", sizeof(T), (const void *) p);
     }
 
-    return *p;
-}
+    emu_loads_fresh(p, sizeof(T));
 
-static inline uint32_t
-hw_load_fresh(const uint32_t *p)
-{
     return *p;
 }
 
@@ -324,6 +315,7 @@ hw_depend()
 static inline void
 hw_release()
 {
+    emu_release();
 }
 
 /* Offsets, as the descriptors of products have them. */

@@ -1,63 +1,9 @@
 /*
  * self.cu - what the emulation is for: it must find the mistakes that kernels
  * have.  Each is made on purpose, in a process of its own, beside the same
- * kernel without it.
+ * kernel without it.  Of kernels that overlap, see early.cu.
  */
-extern "C" {
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-}
-
-#include <csignal>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cuda_runtime.h>
-#include <hw.cuh>
-
-#define N   64
-
-/* Whether loads and stores are looked at (access.cc). */
-#if defined(__SANITIZE_THREAD__)
-#define IS_SEEN     1
-#else
-#define IS_SEEN     0
-#endif
-
-
-/* Whether fn, under some order of turns, ends the process or says 1. */
-static bool
-is_caught(const std::function<int()> &fn)
-{
-    bool caught = false;
-
-    for (int order = 0; order < 3; order++) {
-        pid_t pid = fork();
-
-        if (pid == 0) {
-            /* cmocka's handlers would go on with the next test. */
-            signal(SIGSEGV, SIG_DFL);
-            signal(SIGABRT, SIG_DFL);
-            (void) !freopen("/dev/null", "w", stderr);
-            emu_order_set((enum emu_order) order, 7);
-            _exit(fn() == 0 ? 0 : 1);
-        }
-
-        int status = 0;
-
-        waitpid(pid, &status, 0);
-        caught |= status != 0;
-    }
-
-    return caught;
-}
+#include "caught.h"
 
 
 /* Every thread reads what another has written. */
@@ -413,80 +359,6 @@ test_stuck(void **)
 }
 
 
-/* A kernel that overlaps with the one before has to wait for it. */
-static void
-test_depend(void **)
-{
-    auto run = [](bool waits) {
-        emu_run(2, N, 0, true, [&] {
-            if (waits || threadIdx.x != 5) {
-                hw_depend();
-            }
-        });
-
-        return 0;
-    };
-
-    assert_false(is_caught([&] { return run(true); }));
-    assert_true(is_caught([&] { return run(false); }));
-}
-
-
-enum early { NOT_EARLY, EARLY_LOAD, EARLY_STORE, EARLY_COPY, EARLY_KERNEL };
-
-/* What the kernel ahead stores is loaded, or loads is stored, too early; what
- * the host has stored is there. */
-static int
-run_early(enum early how)
-{
-    uint4 from = { 1, 2, 3, 4 }, *p;
-    int   sum = 0;
-
-    cudaMalloc((void **) &p, sizeof(*p));
-    cudaMemcpyAsync(p, &from, sizeof(from), cudaMemcpyHostToDevice, NULL);
-
-    auto kernel = [&](bool stores) {
-        uint4   *room = (uint4 *) (void *) hw_shared();
-        unsigned x = how == EARLY_LOAD || how == NOT_EARLY ? p->w : 4;
-
-        if (how == EARLY_COPY) {
-            hw_copy16(room, p, true);
-            hw_copy_commit();
-        }
-
-        if (how == EARLY_STORE) {
-            p->y = 2;
-        }
-
-        hw_depend();
-
-        if (stores) {
-            p->w = 4;
-        }
-
-        hw_copy_wait<0>();
-        sum += x == 4 && p->y == 2;
-    };
-
-    emu_run(1, 1, 16, true, [&] { kernel(how != NOT_EARLY); });
-    emu_run(1, 1, 16, true, [&] { kernel(false); });
-
-    return sum == 2 ? 0 : 1;
-}
-
-
-static void
-test_early(void **)
-{
-    assert_false(is_caught([] { return run_early(NOT_EARLY); }));
-    assert_false(is_caught([] { return run_early(EARLY_KERNEL); }));
-
-    for (enum early how : { EARLY_LOAD, EARLY_STORE, EARLY_COPY }) {
-        assert_true(!IS_SEEN || is_caught([=] { return run_early(how); }));
-    }
-}
-
-
 /* mma and ldmatrix against their definition. */
 static void
 test_mma(void **)
@@ -575,75 +447,6 @@ test_bulk(void **)
     assert_false(is_caught([&] { return copy(true, 32); }));
     assert_true(is_caught([&] { return copy(false, 32); }));
     assert_true(is_caught([&] { return copy(true, 48); }));
-}
-
-
-/* The host goes on when it sees a word: another thread that stores it again may
- * do so when it is used for something else. */
-static void
-test_told(void **)
-{
-    auto tell = [](unsigned n) {
-        unsigned *p;
-
-        cudaMallocHost((void **) &p, sizeof(*p));
-        emu_run(1, N, 0, false, [&] {
-            if (threadIdx.x < n) {
-                *(volatile unsigned *) p = 1;
-            }
-        });
-
-        return *p == 1 ? 0 : 1;
-    };
-
-    assert_false(is_caught([&] { return tell(1); }));
-    assert_true(!IS_SEEN || is_caught([&] { return tell(2); }));
-}
-
-
-/* Bulk copies do not see what a kernel before has stored, but behind a fence
- * that comes after the wait for it. */
-static void
-test_bulk_fence(void **)
-{
-    enum { BEFORE, AFTER, NEVER };
-    auto copy = [](int when) {
-        uint4   *p;
-        unsigned x = 0;
-
-        cudaMalloc((void **) &p, sizeof(*p));
-        emu_run(1, 1, 0, true, [&] {
-            hw_depend();
-            p->w = 3;
-        });
-        emu_run(1, 1, 32, true, [&] {
-            uint4    *room = (uint4 *) (void *) hw_shared();
-            uint64_t *b = (uint64_t *) (void *) (hw_shared() + 16);
-
-            hw_barrier_init(b, 1);
-
-            if (when == BEFORE) {
-                hw_bulk_fence();
-            }
-
-            hw_depend();
-
-            if (when == AFTER) {
-                hw_bulk_fence();
-            }
-
-            hw_barrier_expect(b, 16);
-            hw_bulk_copy(room, p, 16, b);
-            hw_barrier_wait(b, 0);
-            x = room->w;
-        });
-
-        return x == 3 ? 0 : 1;
-    };
-
-    assert_false(is_caught([&] { return copy(AFTER); }));
-    assert_true(!IS_SEEN || is_caught([&] { return copy(NEVER); }));
-    assert_true(!IS_SEEN || is_caught([&] { return copy(BEFORE); }));
 }
 
 
@@ -972,12 +775,8 @@ main()
         cmocka_unit_test(test_ticket),
         cmocka_unit_test(test_shared_allowed),
         cmocka_unit_test(test_stuck),
-        cmocka_unit_test(test_depend),
-        cmocka_unit_test(test_early),
-        cmocka_unit_test(test_told),
         cmocka_unit_test(test_mma),
         cmocka_unit_test(test_bulk),
-        cmocka_unit_test(test_bulk_fence),
         cmocka_unit_test(test_group),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_group_fp8),
