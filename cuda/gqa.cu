@@ -91,6 +91,8 @@ load_page(const struct gqa_args &m, const struct where &p, uint32_t page,
           uint32_t stage, uint32_t n_keys)
 {
     uint32_t        head = m.a.head, pieces = head / 8, row = m.kv.row;
+    uint32_t        col = threadIdx.x % pieces * 8;
+    uint32_t        n = blockDim.x / pieces;    /* rows at once */
     uint32_t        id = m.batch.pages[m.batch.table[p.t0] + page];
     const uint16_t *from = (const uint16_t *) m.kv.data
                            + ((size_t) id * m.kv.n_layers + m.a.layer)
@@ -98,13 +100,18 @@ load_page(const struct gqa_args &m, const struct where &p, uint32_t page,
     uint16_t       *to = (uint16_t *) (void *) hw_shared()
                          + stage * STAGE(head);
 
-    for (uint32_t i = threadIdx.x; i < 2 * PAGE * pieces; i += blockDim.x) {
-        uint32_t j = i / pieces % PAGE, col = i % pieces * 8;
-        uint32_t is_value = i / pieces / PAGE;
+    /* Threads that are left over would have a part of a row. */
+    if (threadIdx.x >= n * pieces) {
+        return;
+    }
+
+    for (uint32_t is_value = 0; is_value < 2; is_value++) {
         uint32_t at = (is_value * m.a.n_kv_heads + p.g) * head + col;
 
-        hw_copy16(to + (i / pieces) * STRIDE(head) + col,
-                  from + cuda_kv_at(j, at, row), page * PAGE + j < n_keys);
+        for (uint32_t j = threadIdx.x / pieces; j < PAGE; j += n) {
+            hw_copy16(to + (is_value * PAGE + j) * STRIDE(head) + col,
+                      from + cuda_kv_at(j, at, row), page * PAGE + j < n_keys);
+        }
     }
 }
 
