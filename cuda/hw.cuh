@@ -50,6 +50,19 @@ hw_ballot(int p)
     return __ballot_sync(HW_ALL, p);
 }
 
+/* Of a warp's. */
+static __device__ __forceinline__ uint32_t
+hw_max(uint32_t v)
+{
+    return __reduce_max_sync(HW_ALL, v);
+}
+
+static __device__ __forceinline__ uint32_t
+hw_min(uint32_t v)
+{
+    return __reduce_min_sync(HW_ALL, v);
+}
+
 static __device__ __forceinline__ uint32_t
 hw_popc(uint32_t v)
 {

@@ -53,46 +53,32 @@ warp_sum(float v)
 }
 
 
-/* The larger, of equal ones the first; a NaN is less than anything. */
-static __device__ bool
-is_better(float c, uint32_t i, float than, uint32_t than_i)
+/* Larger for a larger c, and never 0; a NaN is as little as can be.  No c is
+ * -0, which would be less than 0. */
+static __device__ uint32_t
+order(float c)
 {
-    if (i == NOBODY || than_i == NOBODY) {
-        return i != NOBODY;
-    }
+    uint32_t bits = __float_as_uint(c == c ? c : -INFINITY);
 
-    c = c == c ? c : -INFINITY;
-    than = than == than ? than : -INFINITY;
-
-    return c > than || (c == than && i < than_i);
+    return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
 }
 
 
-/* The index of the largest of c (n) whose `taken` is 0, for the whole warp. */
+/* The index of the largest of c (n) whose `taken` is 0, of equal ones the
+ * first, for the whole warp. */
 static __device__ uint32_t
 largest(const float *c, const float *taken, uint32_t n)
 {
-    uint32_t best = NOBODY;
-    float    best_c = 0;
+    uint32_t best = NOBODY, best_order = 0;
 
     for (uint32_t i = hw_lane(); i < n; i += HW_WARP) {
-        if (taken[i] == 0 && is_better(c[i], i, best_c, best)) {
+        if (taken[i] == 0 && order(c[i]) > best_order) {
             best = i;
-            best_c = c[i];
+            best_order = order(c[i]);
         }
     }
 
-    for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
-        float    other_c = hw_xor(best_c, mask);
-        uint32_t other = hw_xor(best, mask);
-
-        if (is_better(other_c, other, best_c, best)) {
-            best = other;
-            best_c = other_c;
-        }
-    }
-
-    return best;
+    return hw_min(best_order == hw_max(best_order) ? best : NOBODY);
 }
 
 

@@ -405,7 +405,7 @@ test_route_nan(void **state)
 
     for (uint32_t i = 0; i < 40; i++) {
         logits.host[i] = NAN;
-        logits.host[40 + i] = i % 8 == 3 ? 1.0f : NAN;
+        logits.host[40 + i] = i % 8 == 3 ? 1.0f : i % 2 == 0 ? NAN : -NAN;
     }
 
     both_put(&logits.b, logits.host);

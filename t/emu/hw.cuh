@@ -82,6 +82,24 @@ hw_ballot(int p)
 }
 
 static inline uint32_t
+hw_max(uint32_t v)
+{
+    for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
+        uint32_t other = hw_xor(v, mask);
+
+        v = v > other ? v : other;
+    }
+
+    return v;
+}
+
+static inline uint32_t
+hw_min(uint32_t v)
+{
+    return ~hw_max(~v);
+}
+
+static inline uint32_t
 hw_popc(uint32_t v)
 {
     return (uint32_t) __builtin_popcount(v);
