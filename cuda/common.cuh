@@ -222,6 +222,25 @@ cuda_kv_set(const struct kv_store &kv, uint32_t page, uint32_t layer,
     }
 }
 
+/* Elements col and col + 1; col is even. */
+static inline __device__ void
+cuda_kv_set(const struct kv_store &kv, uint32_t page, uint32_t layer,
+            uint32_t tok, uint32_t col, float2 v)
+{
+    size_t at = ((size_t) page * kv.n_layers + layer) * BACKEND_PAGE_TOK
+                * kv.row;
+
+    if (kv.dtype == DTYPE_F32) {
+        *(float2 *) (void *) ((float *) kv.data + at + (size_t) tok * kv.row
+                              + col) = v;
+
+    } else {
+        *(uint32_t *) (void *) ((uint16_t *) kv.data + at
+                                + cuda_kv_at(tok, col, kv.row)) =
+            hw_bf16x2(v.x, v.y);
+    }
+}
+
 /* Pair i of all heads of token t. */
 static inline __device__ void
 cuda_rope_pair(const struct rope &a, uint32_t t, uint32_t i)
@@ -419,6 +438,24 @@ struct cuda_latent {
 };
 
 void cuda_latent(struct cuda *c, const struct cuda_latent *a);
+
+/* rmsnorm of queries and of keys (or none), rope of the keys, kv_put, rope of
+ * the queries, of any number of rows.  -1: not for these; call them one by one.
+ */
+struct cuda_qkv {
+    const float           *norm_q;      /* NULL: neither is normed */
+    const float           *norm_k;
+    float                  eps_q;
+    float                  eps_k;
+    int                    whole;       /* all heads in one */
+    struct rope            q;           /* in place */
+    struct rope            k;           /* nothing is written to its y */
+    struct tensor          v;           /* (n_tok, k.n_heads * k.n) */
+    const struct kv_store *kv;
+    uint32_t               layer;
+};
+
+int cuda_qkv(struct cuda *c, const struct cuda_qkv *a);
 
 /* mla, heads of its output.  -1: not for these; call them one by one. */
 int cuda_mla_heads(struct cuda *c, const struct mla *a,

@@ -11,7 +11,8 @@
  *
  * Sums have an order of their own in the kernels that do several calls in one,
  * in those for many rows, and with attention in parts; "cuda:deterministic"
- * leaves these out, so that a token's numbers are the same in any company (D6).
+ * leaves these out, so that a token's numbers are the same in any company (D6);
+ * but for qkv.cu's, which is for any number of rows.
  *
  * What differs between steps is read from device memory: tokens, positions,
  * page tables.  How many parts attention is split into follows from the
@@ -505,6 +506,70 @@ put_latent(struct cuda *c, const struct op *op, size_t n)
 }
 
 
+/* In place, of each of the heads that are rotated then, or of all in one. */
+static int
+is_norm_of(const struct cuda_norm *norm, const struct rope *r, uint32_t n_tok,
+           int whole)
+{
+    uint32_t n_norms = whole ? 1 : r->n_heads;
+
+    return is_same(norm->x, norm->y) && norm->x.data == r->x.data
+           && norm->x.stride * n_norms == r->x.stride
+           && (whole || norm->x.stride == r->x_head) && r->x_head == r->n
+           && norm->n * n_norms == r->n_heads * r->n
+           && norm->n_rows == n_tok * n_norms;
+}
+
+
+/* Keys, and values behind them, in kv_put's place; and queries. */
+static size_t
+put_qkv(struct cuda *c, const struct op *op, size_t n)
+{
+    size_t i = n >= 5 && op[0].kind == OP_RMSNORM
+               && op[1].kind == OP_RMSNORM ? 2 : 0;
+
+    if (n < i + 3 || op[i].kind != OP_ROPE || op[i + 1].kind != OP_KV_PUT
+        || op[i + 2].kind != OP_ROPE)
+    {
+        return 0;
+    }
+
+    const struct rope  *k = &op[i].rope, *q = &op[i + 2].rope;
+    const struct tensor kv = op[i + 1].kv_put.x;
+    int                 whole = i != 0 && op[0].norm.n != q->n;
+
+    if (!is_same(q->x, q->y) || q->x_head != q->y_head || k->y_head != k->n
+        || !is_same(k->y, kv) || op[i + 1].kv_put.n != 2 * k->n_heads * k->n
+        || q->n != k->n || q->interleaved != k->interleaved
+        || !is_same(q->angles, k->angles)
+        || (i != 0 && (!is_norm_of(&op[0].norm, q, c->n_tok, whole)
+                       || !is_norm_of(&op[1].norm, k, c->n_tok, whole))))
+    {
+        return 0;
+    }
+
+    struct cuda_qkv a;
+
+    memset(&a, 0, sizeof(a));
+
+    if (i != 0) {
+        a.norm_q = op[0].norm.w;
+        a.norm_k = op[1].norm.w;
+        a.eps_q = op[0].norm.eps;
+        a.eps_k = op[1].norm.eps;
+        a.whole = whole;
+    }
+
+    a.q = *q;
+    a.k = *k;
+    a.v = tensor_from(kv, (size_t) k->n_heads * k->n);
+    a.kv = op[i + 1].kv_put.kv;
+    a.layer = op[i + 1].kv_put.layer;
+
+    return cuda_qkv(c, &a) == 0 ? i + 3 : 0;
+}
+
+
 static size_t
 put_mla(struct cuda *c, const struct op *op, size_t n)
 {
@@ -662,19 +727,20 @@ put_one(struct cuda *c, const struct op *op)
 
 typedef size_t (*put_fn)(struct cuda *c, const struct op *op, size_t n);
 
-/* For up to CUDA_FEW tokens; with sums in the order of single calls, for up to
- * TOK_MAX; with sums in any, up to CUDA_STREAMED and up to TOK_MAX; for
- * prompts. */
+/* For up to CUDA_FEW tokens; with sums in one order, for any number; with sums
+ * in any, up to CUDA_STREAMED and up to TOK_MAX; for prompts. */
 static const put_fn few[] = {
-    put_latent, put_route, put_norm_gate_up, put_norm_linears, put_gate_up,
-    put_only_linears, put_mla, put_moe
+    put_latent, put_qkv, put_route, put_norm_gate_up, put_norm_linears,
+    put_gate_up, put_only_linears, put_mla, put_moe
 };
-static const put_fn same[] = { put_gate_up, put_only_linears };
+static const put_fn same[] = { put_qkv, put_gate_up, put_only_linears };
 static const put_fn some[] = {
-    put_route, put_gate_up, put_only_linears, put_latent, put_moe
+    put_route, put_gate_up, put_only_linears, put_latent, put_qkv, put_moe
 };
-static const put_fn many[] = { put_route, put_gate_up, put_latent, put_moe };
-static const put_fn prompt[] = { put_prompt, put_bf16_gate_up };
+static const put_fn many[] = {
+    put_route, put_gate_up, put_latent, put_qkv, put_moe
+};
+static const put_fn prompt[] = { put_prompt, put_qkv, put_bf16_gate_up };
 
 
 static void
@@ -685,13 +751,13 @@ put_all(struct cuda *c)
     size_t            n_fns = BASE_COUNT(many);
     size_t            n_done;
 
-    if (s->mode == LIST) {
-        fns = prompt;
-        n_fns = BASE_COUNT(prompt);
-
-    } else if (c->deterministic) {
+    if (c->deterministic) {
         fns = same;
         n_fns = BASE_COUNT(same);
+
+    } else if (s->mode == LIST) {
+        fns = prompt;
+        n_fns = BASE_COUNT(prompt);
 
     } else if (c->n_tok <= CUDA_FEW) {
         fns = few;
@@ -767,7 +833,7 @@ cuda_step_begin(struct cuda *c, int repeats)
     }
 
     if (c->n_tok > TOK_MAX) {
-        s->mode = c->deterministic ? DIRECT : LIST;
+        s->mode = LIST;
         return;
     }
 

@@ -105,6 +105,9 @@ tokens_dealt(struct tokens *t, const struct keys *k,
 }
 
 
+/* Steps that repeat themselves, so far: each with addresses of its own. */
+static int n_repeats;
+
 /* In the emulation: kernels launched so far, and how many multiprocessors there
  * are. */
 extern unsigned long emu_n_launches __attribute__((weak));
@@ -453,6 +456,127 @@ test_gqa_kernels(void **state)
 }
 
 
+enum norm { NONE, EACH, WHOLE };
+
+struct qkv_case {
+    struct gqa_case gqa;
+    enum norm       norm;       /* of each head, or all in one */
+    int             interleaved;
+    unsigned long   n_kernels;
+};
+
+
+static void
+norm_heads(int b, struct tensor x, const struct rows *w, uint32_t n_heads,
+           uint32_t n_tok, enum norm how)
+{
+    struct tensor y = { x.data, w->n };
+
+    if (how != NONE) {
+        OP(b, rmsnorm, y, y, w->b.at[b], 1e-3f,
+           n_tok * (how == EACH ? n_heads : 1), w->n);
+    }
+}
+
+
+/* The calls of a layer between its products: norms, rope, kv_put, rope, gqa. */
+static void
+check_qkv(const struct qkv_case *k)
+{
+    uint32_t      head = k->gqa.head, n_h = k->gqa.n_heads, none = 0;
+    uint32_t      n_kv = k->gqa.n_kv_heads, n_q = n_h * head, n_k = n_kv * head;
+    uint32_t      each = k->norm == EACH;
+    struct keys   keys;
+    struct tokens t;
+
+    keys_make(&keys, k->gqa.dtype, 2 * n_k, &k->gqa.n_ctx);
+    tokens_last(&t, &keys, &k->gqa.n_ctx, &k->gqa.n_new);
+    t.batch.repeats = ++n_repeats;
+
+    uint32_t    n_tok = t.batch.n_tok;
+    struct rows q = rows_make(n_tok, n_q, n_q), x = rows_make(n_tok, n_k, n_k);
+    struct rows kv = rows_make(n_tok, 2 * n_k, 2 * n_k + 2);
+    struct rows angles = rows_make(n_tok, head, head + 2);
+    struct rows w_q = rows_make(1, each ? head : n_q, each ? head : n_q);
+    struct rows w_k = rows_make(1, each ? head : n_k, each ? head : n_k);
+    struct rows y = rows_poisoned(n_tok, n_q, n_q);
+
+    unsigned long n_before = count_launches();
+
+    EACH(b) {
+        struct rope rope_k = {
+            tensor_of(&kv, b), tensor_of(&x, b), head, head,
+            tensor_of(&angles, b), n_kv, head, k->interleaved
+        };
+        struct rope rope_q = {
+            tensor_of(&q, b), tensor_of(&q, b), head, head,
+            tensor_of(&angles, b), n_h, head, k->interleaved
+        };
+        struct gqa  a = {
+            tensor_of(&y, b), rope_q.y, &keys.store[b], 1, n_h, n_kv, head,
+            1 / sqrtf((float) head)
+        };
+
+        OP(b, begin, &t.batch);
+        norm_heads(b, rope_q.x, &w_q, n_h, n_tok, k->norm);
+        norm_heads(b, rope_k.x, &w_k, n_kv, n_tok, k->norm);
+        OP(b, rope, &rope_k);
+        OP(b, kv_put, &keys.store[b], 1, rope_k.y, 2 * n_k);
+        OP(b, rope, &rope_q);
+        OP(b, gqa, &a);
+        OP(b, gather, tensor_of(&y, b), tensor_of(&q, b), &none, 0, 1);
+    }
+
+    rows_compare(&q, OP_F32_MOST, "queries, %u heads of %u", n_h, head);
+    rows_compare(&y, most_of(k->gqa.dtype), "qkv, %u heads to %u of %u, norm "
+                 "%d", n_h, n_kv, head, k->norm);
+
+    unsigned long n_kernels = count_launches() - n_before;
+
+    if (is_emulated() && n_kernels != k->n_kernels) {
+        fail_msg("%u heads to %u of %u, norm %d: expected %lu kernels, got "
+                 "%lu", n_h, n_kv, head, k->norm, k->n_kernels, n_kernels);
+    }
+
+    rows_free(&q);
+    rows_free(&x);
+    rows_free(&kv);
+    rows_free(&angles);
+    rows_free(&w_q);
+    rows_free(&w_k);
+    rows_free(&y);
+    both_free(&keys.b);
+}
+
+
+static void
+test_qkv(void **state)
+{
+    /* All kinds of norms and pairs, a warp with several heads; a step of a
+     * prompt; too many heads for a norm in one, and such that are too wide. */
+    static const struct qkv_case cases[] = {
+        { { DTYPE_BF16, 6, 2, 48, { 70, 9, 130 }, { 1, 2, 3 } }, EACH, 0, 2 },
+        { { DTYPE_BF16, 8, 2, 128, { 60, 66, 2 }, { 60, 5, 2 } }, EACH, 0, 2 },
+        { { DTYPE_F32, 3, 1, 16, { 70, 66, 9 }, { 5, 5, 5 } }, EACH, 1, 2 },
+        { { DTYPE_BF16, 4, 2, 64, { 70, 66, 9 }, { 5, 5, 5 } }, WHOLE, 0, 2 },
+        { { DTYPE_BF16, 17, 17, 80, { 65, 0, 0 }, { 1, 0, 0 } }, WHOLE, 0, 2 },
+        { { DTYPE_F32, 32, 1, 128, { 2, 0, 3 }, { 1, 0, 3 } }, WHOLE, 1, 2 },
+        { { DTYPE_BF16, 8, 1, 80, { 65, 1, 64 }, { 2, 1, 2 } }, NONE, 1, 2 },
+        { { DTYPE_F32, 4, 4, 128, { 65, 1, 64 }, { 2, 1, 2 } }, NONE, 0, 2 },
+        { { DTYPE_BF16, 3, 3, 48, { 140, 140, 9 }, { 140, 130, 5 } }, EACH, 0,
+          2 },
+        { { DTYPE_BF16, 40, 40, 16, { 9, 0, 0 }, { 1, 0, 0 } }, WHOLE, 0, 4 },
+        { { DTYPE_BF16, 2, 1, 144, { 9, 0, 66 }, { 1, 0, 3 } }, NONE, 0, 4 }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        check_qkv(&cases[i]);
+    }
+}
+
+
 struct prompt_case {
     uint32_t n_heads;
     uint32_t n_latent;
@@ -560,7 +684,6 @@ check_latent(const struct prompt_case *k)
     struct weight uk[2];
     struct keys   keys;
     struct tokens t;
-    static int    n_repeats;
 
     keys_make(&keys, DTYPE_BF16, n, &k->n_ctx);
     tokens_last(&t, &keys, &k->n_ctx, &k->n_new);
@@ -648,6 +771,7 @@ main(void)
         cmocka_unit_test(test_mla_splits),
         cmocka_unit_test(test_gqa),
         cmocka_unit_test(test_gqa_kernels),
+        cmocka_unit_test(test_qkv),
         cmocka_unit_test(test_prompt),
         cmocka_unit_test(test_latent),
     };

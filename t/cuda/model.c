@@ -350,8 +350,22 @@ static const struct larger {
         { "num_key_value_heads", 2 }, { "head_dim", 48 },
         { "moe_intermediate_size", 168 }, { "num_experts", 12 },
         { "num_experts_per_tok", 4 }, { "num_hidden_layers", 2 } },
-      { { { 12, 13, 13, 17 }, { 12, 13, 13, 17 } },
-        { { 12, 14, 14, 16 }, { 12, 14, 14, 16 } } } }
+      { { { 7, 8, 8, 12 }, { 7, 8, 8, 12 } },
+        { { 7, 9, 9, 11 }, { 7, 9, 9, 11 } } } },
+    /* Of these only launches are counted. */
+    { "olmoe",
+      { { "hidden_size", 288 }, { "num_attention_heads", 6 },
+        { "num_key_value_heads", 3 }, { "intermediate_size", 168 },
+        { "num_experts", 12 }, { "num_experts_per_tok", 4 } },
+      { { { 7, 8, 8, 12 }, { 7, 8, 8, 12 } },
+        { { 7, 9, 9, 11 }, { 7, 9, 9, 11 } } } },
+    { "mixtral",
+      { { "hidden_size", 288 }, { "num_attention_heads", 6 },
+        { "num_key_value_heads", 2 }, { "head_dim", 48 },
+        { "intermediate_size", 168 }, { "num_local_experts", 12 },
+        { "num_experts_per_tok", 4 } },
+      { { { 7, 8, 8, 12 }, { 7, 8, 8, 12 } },
+        { { 7, 9, 9, 11 }, { 7, 9, 9, 11 } } } }
 };
 
 /* In the emulation: kernels launched so far; whether they are only counted; and
@@ -569,7 +583,7 @@ test_launches(void **state)
 int
 main(void)
 {
-    struct CMUnitTest tests[2 * BASE_COUNT(names) + 8] = {
+    struct CMUnitTest tests[2 * BASE_COUNT(names) + 10] = {
         { "larger, latent", test_larger, NULL, NULL,
           (void *) (uintptr_t) &larger[0] },
         { "larger, latent, and of queries", test_larger, NULL, NULL,
@@ -582,6 +596,10 @@ main(void)
           (void *) (uintptr_t) &larger[1] },
         { "launches, grouped", test_launches, NULL, NULL,
           (void *) (uintptr_t) &larger[2] },
+        { "launches, grouped, one norm", test_launches, NULL, NULL,
+          (void *) (uintptr_t) &larger[3] },
+        { "launches, grouped, no norm", test_launches, NULL, NULL,
+          (void *) (uintptr_t) &larger[4] },
         cmocka_unit_test(test_fp8), cmocka_unit_test(test_demo)
     };
     char              titles[2 * BASE_COUNT(names)][64];
@@ -591,7 +609,7 @@ main(void)
 
         snprintf(titles[i], sizeof(titles[i]), "%s_%s", name,
                  i % 2 ? "bf16" : "f32");
-        tests[8 + i] = (struct CMUnitTest) {
+        tests[10 + i] = (struct CMUnitTest) {
             titles[i], i % 2 ? test_bf16 : test_f32, NULL, NULL,
             (void *) (uintptr_t) name
         };
