@@ -24,7 +24,7 @@ struct gqa_args {
     float            *parts;    /* (n_tok, n_heads, n_splits, head) */
     float            *stats;    /* (n_tok, n_heads, n_splits, 2): max, sum */
     /* (n_tok, groups of 16 rows): of parts done.  NULL: who does the last does
-     * not add them up. */
+     * not add them up.  gqa_wide.cu's is one, of what blocks have drawn. */
     uint32_t         *counters;
     enum which        which;
 };

@@ -22,14 +22,16 @@
  *     S = exp2(S - max)        while the second product runs
  *
  * The warpgroups take turns in starting their products: one's run while the
- * other is at its exp2 (FlashAttention-3, Shah et al., 2024).
+ * other is at its exp2 (FlashAttention-3, Shah et al., 2024).  A block goes
+ * from item to item, the longest first: keys of the next come while those of
+ * the last are multiplied.
  *
  *   cycles of a tile, of wgmma: 2 * 16 * 64 = 2048; exp2: 2 * 64 * 128 / 16 =
  *   1024.  Keys that are masked are multiplied in the last tile alone, which
  *   128 / n_group tokens share.
  *
- * Where blocks are few, or a little more than multiprocessors, contexts are cut
- * into parts, as gqa.cu's are.
+ * Where there is less to do than for all multiprocessors, or a little more,
+ * contexts are cut into parts, as gqa.cu's are.
  *
  * Not measured on a GPU yet.
  */
@@ -42,7 +44,7 @@
 #define GROUP_THREADS   (4 * HW_WARP)
 #define WORKERS         (GROUPS * GROUP_THREADS)
 #define THREADS         (WORKERS + GROUP_THREADS)
-/* attend() has 222 at once, find_span() and load_tile() more than 32. */
+/* attend() takes 228; with 24 the warp that copies would spill. */
 #define REGISTERS       232
 #define REGISTERS_COPY  40
 #define GROUP_ROWS      64
@@ -54,11 +56,11 @@
 #define TILE_BYTES(n)   ((n) / CUDA_KV_COLS * ATOMS_BYTES)
 #define PARTS_MAX       32
 /*
- * What parts cost, in the time of a tile, 1.2 us, by estimate: a block's
- * beginning, before its first keys are there, and its end; a kernel that adds
- * them up; and so many bytes of them written and read, at 3.4 TB/s.
+ * What parts cost, in the time of a tile, 1.2 us, by estimate: an item's Q,
+ * first scores and last values, beside which nothing is multiplied; a kernel
+ * that adds parts up; and so many bytes of them written and read, at 3.4 TB/s.
  */
-#define BLOCK_TILES     2
+#define ITEM_TILES      1
 #define PARTS_TILES     1
 #define PARTS_BYTES     ((size_t) 2 << 20)
 
@@ -69,15 +71,19 @@ struct room {
     uint64_t full[2][STAGES];
     uint64_t free[2][STAGES];
     uint64_t turn[GROUPS];
+    uint64_t drawn[2];          /* the item is there */
+    uint64_t read[2];
+    uint32_t item[2];
 };
 
 #define ROOM_BYTES(n)   (2 * STAGES * TILE_BYTES(n)                           \
                          + (sizeof(struct room) + 1023) / 1024 * 1024)
 
-/* Tokens of one table among a block's, and which of their keys are in its
- * part. */
+/* An item is 128 rows and a part of their contexts.  Of its tokens those of one
+ * table, and which of their keys are in the part. */
 struct span {
     uint32_t g;                 /* key head */
+    uint32_t part;
     uint32_t first;             /* row 0's token */
     uint32_t t0;
     uint32_t t1;
@@ -109,22 +115,60 @@ phase_of(uint32_t j)
 }
 
 
-/* The longest ones go first. */
-static __device__ __forceinline__ struct span
-first_span(const struct gqa_args &m)
+static __device__ __forceinline__ uint32_t
+count_items(const struct gqa_args &m)
 {
-    uint32_t    n_kv = m.a.n_kv_heads;
-    uint32_t    i = gridDim.x / n_kv - 1 - blockIdx.x / n_kv;
+    return cuda_div_up(m.n_tok, ROWS / m.n_group) * m.a.n_kv_heads
+           * m.n_splits;
+}
+
+
+/* Item i, the longest first: ahead of its first span. */
+static __device__ __forceinline__ struct span
+find_item(const struct gqa_args &m, uint32_t i)
+{
+    uint32_t    n_kv = m.a.n_kv_heads, n_each = ROWS / m.n_group;
+    uint32_t    n = cuda_div_up(m.n_tok, n_each), x = i % (n * n_kv);
     struct span p = {};
 
-    p.g = blockIdx.x % n_kv;
-    p.first = p.t1 = i * (ROWS / m.n_group);
+    p.g = x % n_kv;
+    p.part = i / (n * n_kv);
+    p.first = p.t1 = (n - 1 - x / n_kv) * n_each;
 
     return p;
 }
 
 
-/* The next of this block's tokens that are some of a run; false: there are no
+/* The k'th item that is drawn, by a warp for all; n or more: there is none
+ * left.  A block's first is that of its number, and each is followed by a draw:
+ * there are n of them, as of items. */
+template <int HEAD>
+static __device__ __forceinline__ uint32_t
+draw_item(const struct gqa_args &m, uint32_t k, uint32_t n)
+{
+    struct room *room = room_of<HEAD>();
+
+    hw_barrier_wait(&room->read[k % 2], k / 2 % 2 ^ 1);
+
+    if (hw_lane() == 0) {
+        /* pairs with those of the other blocks; the last leaves 0 behind */
+        uint32_t i = atomicAdd(m.counters, 1);
+
+        if (i == n - 1) {
+            *m.counters = 0;
+        }
+
+        room->item[k % 2] = gridDim.x + i;
+        hw_barrier_arrive(&room->drawn[k % 2]);
+    }
+
+    __syncwarp();
+
+    return room->item[k % 2];
+}
+
+
+/* The next of an item's tokens that are some of a run; false: there are no
  * more.  Tables of tokens ascend. */
 static __device__ __forceinline__ bool
 find_span(struct span &p, const struct gqa_args &m)
@@ -134,7 +178,7 @@ find_span(struct span &p, const struct gqa_args &m)
 
     p.t0 = p.t1;
 
-    /* Most often a block's tokens are all of one run. */
+    /* Most often all are of one run. */
     if (p.t0 + 1 >= end || table[p.t0] != table[end - 1]) {
         while (p.t0 < end && is_alone(m, p.t0)) {
             p.t0++;
@@ -151,7 +195,7 @@ find_span(struct span &p, const struct gqa_args &m)
     uint32_t per = m.per / (KEYS / PAGE), to;
 
     p.n_keys = m.batch.pos[p.t1 - 1] + 1;
-    p.from = per * blockIdx.y;
+    p.from = per * p.part;
     to = min(p.from + per, cuda_div_up(p.n_keys, KEYS));
     p.n = to > p.from ? to - p.from : 0;
 
@@ -226,20 +270,26 @@ template <int HEAD>
 static __device__ __forceinline__ void
 produce(const struct gqa_args &m)
 {
-    struct span p = first_span(m);
+    uint32_t n = count_items(m), item = blockIdx.x, j = 0;
 
     hw_bulk_fence();
 
-    for (uint32_t j = 0; find_span(p, m); j += p.n) {
-#pragma unroll 1
-        for (uint32_t k = 0; k < 2 * p.n + 2; k++) {
-            uint32_t what = k % 2, i = k / 2 - what;
+    for (uint32_t drawn = 0; item < n; drawn++) {
+        struct span p = find_item(m, item);
 
-            /* Not ahead of the first tile, nor behind the last. */
-            if (i < p.n) {
-                load_tile<HEAD>(m, p, what, p.from + i, j + i);
+        for (; find_span(p, m); j += p.n) {
+#pragma unroll 1
+            for (uint32_t k = 0; k < 2 * p.n + 2; k++) {
+                uint32_t what = k % 2, i = k / 2 - what;
+
+                /* Not ahead of the first tile, nor behind the last. */
+                if (i < p.n) {
+                    load_tile<HEAD>(m, p, what, p.from + i, j + i);
+                }
             }
         }
+
+        item = draw_item<HEAD>(m, drawn, n);
     }
 }
 
@@ -437,7 +487,7 @@ store(const float (&o)[HEAD / 2], const struct running &run,
         uint32_t head, t = find_row(m, p, half, &head);
         uint32_t n_parts = t == m.n_tok ? 0 : parts_of(m, t);
         size_t   part = ((size_t) t * m.a.n_heads + head) * m.n_splits
-                        + blockIdx.y;
+                        + p.part;
         float    sum = run.sum[half];
 
         sum += hw_xor(sum, 1);
@@ -448,7 +498,7 @@ store(const float (&o)[HEAD / 2], const struct running &run,
                     ? m.a.y.data + m.a.y.stride * t + head * HEAD
                     : m.parts + part * HEAD;
 
-        if (blockIdx.y >= n_parts) {
+        if (p.part >= n_parts) {
             continue;
         }
 
@@ -555,6 +605,29 @@ attend(const struct gqa_args &m, const struct span &p, uint32_t j0)
 
 
 template <int HEAD>
+static __device__ __forceinline__ void
+consume(const struct gqa_args &m)
+{
+    struct room *room = room_of<HEAD>();
+    uint32_t     n = count_items(m), item = blockIdx.x, j = 0;
+
+    for (uint32_t drawn = 0; item < n; drawn++) {
+        struct span p = find_item(m, item);
+
+        for (; find_span(p, m); j += p.n) {
+            if (p.n != 0) {
+                attend<HEAD>(m, p, j);
+            }
+        }
+
+        hw_barrier_wait(&room->drawn[drawn % 2], drawn / 2 % 2);
+        item = room->item[drawn % 2];
+        arrive(&room->read[drawn % 2]);
+    }
+}
+
+
+template <int HEAD>
 static __global__ void __launch_bounds__(THREADS, 1)
 gqa_wide_kernel(const struct gqa_args m)
 {
@@ -568,6 +641,11 @@ gqa_wide_kernel(const struct gqa_args m)
 
         for (uint32_t w = 0; w < GROUPS; w++) {
             hw_barrier_init(&room->turn[w], 4);
+        }
+
+        for (uint32_t i = 0; i < 2; i++) {
+            hw_barrier_init(&room->drawn[i], 1);
+            hw_barrier_init(&room->read[i], GROUPS * 4);
         }
     }
 
@@ -585,13 +663,7 @@ gqa_wide_kernel(const struct gqa_args m)
     } else {
         hw_group_registers_more<REGISTERS>();
 
-        struct span p = first_span(m);
-
-        for (uint32_t j = 0; find_span(p, m); j += p.n) {
-            if (p.n != 0) {
-                attend<HEAD>(m, p, j);
-            }
-        }
+        consume<HEAD>(m);
     }
 }
 
@@ -606,10 +678,10 @@ is_for(const struct cuda *c, const struct gqa_args *m)
 }
 
 
-/* How contexts are cut, of n blocks without parts: such that the last of them
+/* How contexts are cut, of n_items if they are not: such that the last of them
  * are done soonest. */
 static void
-choose_parts(const struct cuda *c, struct gqa_args *m, uint32_t n_blocks)
+choose_parts(const struct cuda *c, struct gqa_args *m, uint32_t n_items)
 {
     uint32_t n_tiles = c->max_pos / KEYS + 1, least = UINT32_MAX;
     uint32_t n_sm = (uint32_t) c->n_sm;
@@ -618,7 +690,7 @@ choose_parts(const struct cuda *c, struct gqa_args *m, uint32_t n_blocks)
 
     for (uint32_t n = 1; n <= PARTS_MAX; n++) {
         uint32_t per = cuda_div_up(n_tiles, n);
-        uint32_t cost = cuda_div_up(n_blocks * n, n_sm) * (per + BLOCK_TILES);
+        uint32_t cost = cuda_div_up(n_items * n, n_sm) * (per + ITEM_TILES);
 
         if (n > 1) {
             cost += PARTS_TILES + (uint32_t) (n * part / PARTS_BYTES);
@@ -650,14 +722,14 @@ cuda_gqa_wide(struct cuda *c, const struct gqa_args *m)
 
     choose_parts(c, &w, n);
     w.which = RUNS;
+    w.counters = c->counters;
+    n = min(n * w.n_splits, (uint32_t) c->n_sm);
 
     if (m->a.head == 64) {
-        cuda_launch(c, dim3(n, w.n_splits), THREADS, ROOM_BYTES(64),
-                    gqa_wide_kernel<64>, w);
+        cuda_launch(c, n, THREADS, ROOM_BYTES(64), gqa_wide_kernel<64>, w);
 
     } else {
-        cuda_launch(c, dim3(n, w.n_splits), THREADS, ROOM_BYTES(128),
-                    gqa_wide_kernel<128>, w);
+        cuda_launch(c, n, THREADS, ROOM_BYTES(128), gqa_wide_kernel<128>, w);
     }
 
     if (w.n_splits > 1) {

@@ -354,7 +354,8 @@ test_gqa(void **state)
      * go on from an odd place, and from the last key but one of a tile, which
      * only its first token does not have; sequences and tokens without a
      * neighbour in one block, the latter in parts, and the former, of which
-     * some tokens have one less; groups that fill its rows and that do not. */
+     * some tokens have one less, and some blocks none, between others; groups
+     * that fill its rows and that do not. */
     static const struct gqa_case wide[] = {
         { DTYPE_BF16, 1, 1, 64, { 63, 64, 65 }, { 63, 64, 65 } },
         { DTYPE_BF16, 1, 1, 128, { 128, 200, 129 }, { 128, 200, 2 } },
@@ -370,7 +371,8 @@ test_gqa(void **state)
         { DTYPE_BF16, 2, 1, 64, { 2200, 2113, 9 }, { 150, 1, 5 } },
         { DTYPE_BF16, 16, 16, 64, { 2110, 255, 0 }, { 2, 255, 0 } },
         { DTYPE_BF16, 8, 1, 128, { 772, 258, 0 }, { 12, 4, 0 } },
-        { DTYPE_BF16, 16, 1, 64, { 514, 400, 129 }, { 5, 1, 2 } }
+        { DTYPE_BF16, 16, 1, 64, { 514, 400, 129 }, { 5, 1, 2 } },
+        { DTYPE_BF16, 8, 1, 64, { 1000, 0, 30 }, { 40, 0, 30 } }
     };
     static const struct gqa_case large[] = {
         { DTYPE_BF16, 32, 4, 128, { 5000, 77, 640 }, { 1, 1, 1 } },
