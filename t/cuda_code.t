@@ -101,6 +101,7 @@ SKIP: {
     skip 'no cuobjdump', 1 unless defined $tool;
 
     my (%loads, $name);         # before the first wait, then the next ..
+    my (%exps, $counts);        # between a wait for S and that for O
 
     for my $file (map { s/\.ptxas$/.o/r } @told) {
         open my $code, '-|', "$tool -sass -arch sm_90a $file 2>&1" or die;
@@ -109,12 +110,19 @@ SKIP: {
             if (/Function : (\S+)/) {
                 $name = plain($1);
                 $loads{$name} = [0];
+                $counts = 0;
 
             } elsif (/\bACQBULK\b/) {
                 push @{ $loads{$name} }, 0;
 
             } elsif (/\bLDG\S*\.LTC256B\.128\b/) {
                 $loads{$name}[-1]++;
+
+            } elsif (/\bWARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)/) {
+                $counts = $1 == 1;
+
+            } elsif ($counts && /\bMUFU\.EX2\b/) {
+                $exps{$name}++;
             }
         }
     }
@@ -131,6 +139,13 @@ SKIP: {
         ok(@found, "$which: there is one");
         is_deeply(\@late, [], "$which: $least loads before the wait");
     }
+
+    # Of 64 rows and 128 keys: while values are multiplied.
+    my @gqa = grep { /^gqa_wide_kernelI/ } sort keys %loads;
+
+    ok(@gqa, 'gqa_wide_kernel: there is one');
+    is_deeply([grep { ($exps{$_} // 0) < 64 } @gqa], [],
+              'gqa_wide_kernel: exp2 before the wait for values');
 }
 
 done_testing();
