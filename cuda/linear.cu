@@ -20,6 +20,8 @@
  * A dense layer's gate and up, with their activation, are one kernel that has a
  * row tile of each: sums in the same order, 2 products for one x and one launch
  * where there were three (not measured on a GPU yet).
+ *
+ * Not measured on a GPU yet.
  */
 #include "common.cuh"
 #include "stream.cuh"
@@ -389,6 +391,21 @@ launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
 }
 
 
+/* Whether blocks of two row tiles and half of more than 32 rows find a
+ * multiprocessor each: with all rows to a block half would have nothing. */
+static int
+is_narrow(const struct cuda *c, const struct linear_args *a, uint32_t n)
+{
+    uint32_t n_blocks = 0;
+
+    for (uint32_t i = 0; i < a->n_parts; i++) {
+        n_blocks += cuda_div_up(a->part[i].m.n_out, 2 * 16);
+    }
+
+    return 2 * n * n_blocks <= (uint32_t) c->n_sm;
+}
+
+
 /* n matrices, of rows that are few enough to stream the weights. */
 template <enum dtype T>
 static void
@@ -397,7 +414,7 @@ run_few(struct cuda *c, struct linear_args *a, uint32_t n)
     if (a->n_rows <= 8) {
         launch_linear<T, 1, 1>(c, a, n);
 
-    } else if (a->n_rows <= 32) {
+    } else if (a->n_rows <= 32 || is_narrow(c, a, n)) {
         launch_linear<T, 2, 4>(c, a, n);
 
     } else {

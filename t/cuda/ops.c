@@ -168,6 +168,10 @@ test_linear(void **state)
         check_linear(dtypes[i % 3], s[0], s[1], s[2], i / 3 % 2 == 1);
     }
 
+    /* More blocks than a GPU has multiprocessors, each for all rows. */
+    check_linear(DTYPE_BF16, 40, 4300, 20, 0);
+    check_linear(DTYPE_FP8, 64, 4300, 37, 1);
+
     /* Tiles of warpgroups, none of them full. */
     for (int i = 1; i < 3; i++) {
         check_linear(dtypes[i], 150, 290, 328, 0);
