@@ -685,6 +685,79 @@ bench_attend(uint32_t n_heads, uint32_t n_kv_heads, const uint32_t (&what)[3])
 }
 
 
+/* What a layer has between its products and attention, in the shape of Qwen3's
+ * 30B: rmsnorm, rmsnorm, rope, kv_put, rope. */
+struct qkv_bench {
+    struct kv_store kv;
+    struct tensor   x;          /* keys before the norm */
+    struct rope     q;
+    struct rope     k;
+    float          *norm;
+    uint32_t        n_tok;
+};
+
+
+static void
+call_qkv(void *ctx, uint32_t i)
+{
+    struct qkv_bench *k = (struct qkv_bench *) ctx;
+    struct tensor     q = { k->q.x.data, k->q.n }, x = { k->x.data, k->q.n };
+
+    OP(rmsnorm, q, q, k->norm, 1e-6f, k->n_tok * k->q.n_heads, k->q.n);
+    OP(rmsnorm, x, x, k->norm, 1e-6f, k->n_tok * k->k.n_heads, k->k.n);
+    b->ops->rope(b, &k->k);
+    b->ops->kv_put(b, &k->kv, i, k->k.y, k->kv.row);
+    b->ops->rope(b, &k->q);
+}
+
+
+static void
+bench_qkv(uint32_t n_tok)
+{
+    static uint32_t  pages[ROWS_MAX / 64];
+    const uint32_t   n = 128, n_q = 32, n_kv = 4, row = 2 * n_kv * n;
+    struct qkv_bench k;
+    char             name[64];
+
+    for (uint32_t t = 0; t < n_tok; t++) {
+        pages[t / 64] = t / 64;
+        tok.pos[t] = t;
+        tok.pages[t] = pages;
+    }
+
+    memset(&k, 0, sizeof(k));
+    k.kv = { NULL, DTYPE_BF16, ROWS_MAX / 64, 8, row };
+    k.kv.data = take((size_t) ROWS_MAX * 8 * row * 2);
+    k.x = rows(n_tok, n_kv * n);
+    k.norm = rows(1, n).data;
+    k.n_tok = n_tok;
+    k.q.x = k.q.y = rows(n_tok, n_q * n);
+    k.q.angles = rows(n_tok, n);
+    k.q.x_head = k.q.y_head = k.q.n = n;
+    k.q.n_heads = n_q;
+    k.k = k.q;
+    k.k.x = k.x;
+    k.k.y = rows(n_tok, row);
+    k.k.n_heads = n_kv;
+
+    double s = measure(n_tok, 8, call_qkv, &k);
+
+    snprintf(name, sizeof(name), "cuda.qkv_32_4.%u", n_tok);
+    say(name, s, (8.0 * n_q + 12.0 * n_kv + 4) * n * n_tok,
+        10.0 * (n_q + n_kv) * n * n_tok);
+    OP(free, k.kv.data, 0);
+    OP(free, k.x.data, 0);
+    OP(free, k.norm, 0);
+    OP(free, k.q.x.data, 0);
+    OP(free, k.q.angles.data, 0);
+    OP(free, k.k.y.data, 0);
+
+    for (uint32_t t = 0; t < n_tok; t++) {
+        tok.pos[t] = 0;
+    }
+}
+
+
 /* A prompt's attention, of V2-Lite's shape: heads, rope, mla, heads. */
 struct prompt_bench {
     struct heads  uk;
@@ -884,6 +957,10 @@ main(int argc, char **argv)
     for (uint32_t n = 1; n <= 64 && rows_min == 0; n *= 64) {
         bench_sample(n, 0);
         bench_sample(n, 0.9f);
+    }
+
+    for (uint32_t n = 1; n <= 4096 && rows_min == 0; n = n < 64 ? 64 : n * 4) {
+        bench_qkv(n);
     }
 
     if (rows_min == 0) {
