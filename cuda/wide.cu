@@ -391,6 +391,7 @@ multiply_bf16(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
         hw_group_wait<0>();
         hw_group_keep(acc[0]);
         hw_group_keep(acc[1]);
+        __syncwarp();
 
         if (hw_lane() == 0) {
             hw_barrier_arrive(free_of<T, N>(*i));

@@ -25,7 +25,6 @@
 #define ARENA_BYTES     ((size_t) 1 << 40)
 #define PAGE_BYTES      4096
 #define WORD            4               /* bytes to a mark */
-#define SHARED_MAX      (228 * 1024)
 #define FENCE           EMU_THREADS_MAX /* added to a thread's number */
 
 /* And of which kernel, in units of KERNEL. */
@@ -40,7 +39,7 @@ static uint32_t       n_kernels;        /* that have begun */
 static bool           is_hasty;         /* lets the next begin too early */
 static bool           was_hasty;        /* the kernel ahead did */
 /* Who stored a byte: the thread's number, and FENCE a fence. */
-static uint32_t       owners[SHARED_MAX];
+static uint32_t       owners[EMU_SHARED_MAX];
 static uint32_t       fences[EMU_THREADS_MAX];
 static std::map<size_t, unsigned> told;         /* pinned words: by whom */
 
@@ -152,7 +151,14 @@ tell(const void *p, size_t at, size_t n)
 static inline void
 load(const void *p, size_t n)
 {
-    size_t at = place_of(p);
+    size_t at = (size_t) ((const unsigned char *) p - emu_watch.shared);
+
+    if (emu_watch.shared != NULL && at < emu_watch.n_shared) {
+        emu_race_load(p, n);
+        return;
+    }
+
+    at = place_of(p);
 
     if (emu_watch.is_early && at < ARENA_BYTES && mark_of(at, n) != BY_HOST) {
         emu_fail("loads from %p what a kernel before stores, and has not "
@@ -171,7 +177,9 @@ store(const void *p, size_t n)
     }
 
     if (at < emu_watch.n_shared) {
-        for (size_t i = at; i < at + n && i < SHARED_MAX; i++) {
+        emu_race_store(p, n);
+
+        for (size_t i = at; i < at + n && i < EMU_SHARED_MAX; i++) {
             owners[i] = fences[emu_watch.thread];
         }
 
@@ -204,6 +212,15 @@ emu_loads_fresh(const void *p, size_t n)
         && (was_hasty || mark_of(at, n) / KERNEL + 1 >= n_kernels))
     {
         load(p, n);
+    }
+}
+
+
+void
+emu_adds(const void *p)
+{
+    if (place_of(p) < ARENA_BYTES) {
+        store(p, sizeof(unsigned));
     }
 }
 
@@ -256,7 +273,7 @@ emu_shared_loads(const void *p, size_t n)
 {
     size_t at = (size_t) ((const unsigned char *) p - emu_watch.shared);
 
-    for (size_t i = at; i < at + n && i < SHARED_MAX; i++) {
+    for (size_t i = at; i < at + n && i < EMU_SHARED_MAX; i++) {
         unsigned thread = owners[i] % FENCE;
 
         if (owners[i] == fences[thread]) {
@@ -274,8 +291,9 @@ emu_shared_stores(const void *p, size_t n)
 {
     size_t at = (size_t) ((const unsigned char *) p - emu_watch.shared);
 
-    if (at < SHARED_MAX) {
-        memset(owners + at, 0, (n < SHARED_MAX - at ? n : SHARED_MAX - at)
+    if (at < EMU_SHARED_MAX) {
+        memset(owners + at, 0, (n < EMU_SHARED_MAX - at ? n
+                                         : EMU_SHARED_MAX - at)
                                * sizeof(*owners));
     }
 }

@@ -69,10 +69,12 @@ __threadfence()
 {
 }
 
-static inline unsigned
+EMU_UNSEEN static inline unsigned
 atomicAdd(unsigned *p, unsigned n)
 {
     unsigned was = *p;
+
+    emu_adds(p);
 
     *p = was + n;
 

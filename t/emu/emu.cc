@@ -16,7 +16,6 @@
 #define STACK_BYTES     (128 * 1024)
 #define PAGE_BYTES      4096
 #define SHARED_MAX      (227 * 1024)
-#define SHARED_PAGES    (228 * 1024)    /* up to the guard */
 #define GRID_MAX        65535           /* blocks, of dimensions y and z */
 /* Rounds of turns in which nobody gets further: nobody will. */
 #define ROUNDS_MAX      1000
@@ -67,7 +66,7 @@ static struct {
     fibre   *now;
     void    *scheduler;                 /* its stack pointer */
     const std::function<void()> *fn;
-    unsigned char *shared_pages;        /* SHARED_PAGES, then a guard */
+    unsigned char *shared_pages;        /* EMU_SHARED_MAX, then a guard */
     size_t   shared_bytes;
     enum emu_order order;
     unsigned seed;
@@ -292,6 +291,7 @@ run_block()
     emu_watch.n_shared = (g.shared_bytes + 15) / 16 * 16;
     memset(emu_watch.shared, 0xff, emu_watch.n_shared);
     emu_shared_begin();
+    emu_race_begin(g.n);
 
     for (unsigned i = 0; i < g.n; i++) {
         fibre *f = &g.fibres[i];
@@ -337,7 +337,7 @@ start()
 {
     const char *order = getenv("MOE_EMU_ORDER");
     const char *seed = getenv("MOE_EMU_SEED");
-    void       *p = mmap(NULL, SHARED_PAGES + PAGE_BYTES,
+    void       *p = mmap(NULL, EMU_SHARED_MAX + PAGE_BYTES,
                          PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -346,7 +346,7 @@ start()
     }
 
     g.shared_pages = (unsigned char *) p;
-    mprotect(g.shared_pages + SHARED_PAGES, PAGE_BYTES, PROT_NONE);
+    mprotect(g.shared_pages + EMU_SHARED_MAX, PAGE_BYTES, PROT_NONE);
 
     if (!g.started) {
         emu_order_set(order == NULL ? EMU_FORWARDS
@@ -428,7 +428,7 @@ emu_shared(size_t *n)
         *n = g.shared_bytes;
     }
 
-    return g.shared_pages + SHARED_PAGES - (g.shared_bytes + 15) / 16 * 16;
+    return g.shared_pages + EMU_SHARED_MAX - (g.shared_bytes + 15) / 16 * 16;
 }
 
 
@@ -444,6 +444,7 @@ emu_sync_block()
     }
 
     if (++g.n_at_barrier == g.n) {
+        emu_race_begin(g.n);
         g.n_at_barrier = 0;
 
         for (unsigned i = 0; i < g.n; i++) {
@@ -486,6 +487,8 @@ emu_sync_group(unsigned n, void *arg, void (*fn)(void **args, unsigned n))
 
         if (fn != NULL) {
             fn(args, n);
+        } else {
+            emu_race_meet(from, n);
         }
 
         return;
@@ -517,6 +520,7 @@ emu_copy_later(void *to, const void *from, size_t n)
         emu_loads(from, n, false);
     }
 
+    emu_race_store(to, n);
     poison(to, n);
     g.now->open.push_back({ to, from, n });
 }
@@ -537,6 +541,8 @@ emu_copy_wait(unsigned n_left)
 
     while (groups.size() > n_left) {
         for (const copy &c : groups.front()) {
+            emu_race_store(c.to, c.n);
+
             if (c.from != NULL) {
                 memcpy(c.to, c.from, c.n);
             } else {
@@ -594,6 +600,7 @@ emu_barrier_init(uint64_t *b, unsigned n)
 void
 emu_barrier_arrive(uint64_t *b, unsigned n_bytes)
 {
+    emu_race_arrive(b);
     barrier_count(barrier_of(b), 1, (int) n_bytes);
 }
 
@@ -625,6 +632,8 @@ emu_barrier_wait(uint64_t *b, unsigned phase)
             leave();
         }
     }
+
+    emu_race_wait(b);
 }
 
 
@@ -645,6 +654,7 @@ emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b)
     }
 
     emu_loads(from, n, true);
+    emu_race_copy(to, n);
 
     if (is_at_once()) {
         make_copy({ { to, from, n }, b });
@@ -671,6 +681,7 @@ emu_bulk_put(void *to, const void *from, size_t n)
     }
 
     emu_shared_loads(from, n);
+    emu_race_load(from, n);
 
     if (is_at_once()) {
         make_put({ to, from, n });

@@ -13,9 +13,10 @@
  * cannot be touched, and begin as NaN.  Copies to shared memory arrive as late
  * as they may, and until then NaN is there; so it is with sums of products.  A
  * kernel's loads and stores are looked at one by one (access.cc): what it
- * touches before it waited for the kernels ahead, and what the copy engine and
- * the products read that was not fenced for them.  Whatever would hang or be
- * undefined on a device ends the process with a line that says where.
+ * touches before it waited for the kernels ahead, what the copy engine and the
+ * products read that was not fenced for them, and, in shared memory, what
+ * nothing has put in order (race.cc).  Whatever would hang or be undefined on a
+ * device ends the process with a line that says where.
  *
  * What it cannot show: speed, bank conflicts, memory order between blocks.
  */
@@ -28,6 +29,10 @@
 
 #define EMU_WARP        32
 #define EMU_THREADS_MAX 1024
+#define EMU_SHARED_MAX  (228 * 1024)    /* bytes, up to a guard */
+
+/* Of a function: its loads and stores are not looked at. */
+#define EMU_UNSEEN      __attribute__((no_sanitize("thread")))
 
 struct uint3 {
     unsigned x, y, z;
@@ -154,6 +159,20 @@ void emu_kernel_begin();
 void emu_shared_begin();
 void emu_shared_loads(const void *p, size_t n);
 void emu_shared_stores(const void *p, size_t n);
+
+/* An addition that nothing comes between. */
+void emu_adds(const void *p);
+
+/* The block has begun, or is at a barrier, with n threads; n of them from
+ * `from` on are at one; this one has arrived at one, or waited for it; has
+ * loaded shared memory, or stored, or asked for a bulk copy to it. */
+void emu_race_begin(unsigned n);
+void emu_race_meet(unsigned from, unsigned n);
+void emu_race_arrive(const void *barrier);
+void emu_race_wait(const void *barrier);
+void emu_race_load(const void *p, size_t n);
+void emu_race_store(const void *p, size_t n);
+void emu_race_copy(const void *p, size_t n);
 
 [[noreturn]] void emu_fail(const char *fmt, ...)
     __attribute__((format(printf, 1, 2)));

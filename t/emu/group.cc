@@ -130,6 +130,14 @@ element_at(uint64_t desc, unsigned n, unsigned k, const product &p,
 }
 
 
+static void
+check_piece(const unsigned char *p)
+{
+    emu_shared_loads(p, PIECE);
+    emu_race_load(p, PIECE);
+}
+
+
 /* What a product reads in shared memory is fenced for it. */
 static void
 check_fenced(const product &p)
@@ -139,13 +147,13 @@ check_fenced(const product &p)
 
     for (unsigned n = 0; n < p.n_cols; n += p.is_turned ? n_each : 1) {
         for (unsigned k = 0; k < n_k; k += p.is_turned ? 1 : n_each) {
-            emu_shared_loads(place_of(p.b, n, k, p, p.is_turned), PIECE);
+            check_piece(place_of(p.b, n, k, p, p.is_turned));
         }
     }
 
     for (unsigned row = 0; row < ROWS && p.a == NULL; row++) {
         for (unsigned k = 0; k < n_k; k += n_each) {
-            emu_shared_loads(place_of(p.a_desc, row, k, p, false), PIECE);
+            check_piece(place_of(p.a_desc, row, k, p, false));
         }
     }
 }

@@ -8,8 +8,6 @@
 #include <cuda_runtime.h>
 
 #define HW_WARP     EMU_WARP
-/* What it loads and stores is not looked at (access.cc): lanes' own. */
-#define HW_UNSEEN   __attribute__((no_sanitize("thread")))
 
 static inline unsigned char *
 hw_shared()
@@ -105,7 +103,7 @@ hw_popc(uint32_t v)
     return (uint32_t) __builtin_popcount(v);
 }
 
-HW_UNSEEN static inline float
+EMU_UNSEEN static inline float
 hw_bf16_get(uint32_t two, unsigned i)
 {
     return __uint_as_float(i == 0 ? two << 16 : two & 0xffff0000u);
@@ -185,7 +183,7 @@ hw_load_once(const uint4 *p)
 }
 
 template <class T>
-HW_UNSEEN static inline T
+EMU_UNSEEN static inline T
 hw_load_fresh(const T *p)
 {
     if ((uintptr_t) p % sizeof(T) != 0) {
@@ -203,7 +201,7 @@ struct hw_mma_args {
     uint32_t b[2];
 };
 
-HW_UNSEEN static inline void
+EMU_UNSEEN static inline void
 hw_mma_warp(void **args, unsigned)
 {
     float a[16][16], b[16][8], d[16][8];
@@ -255,7 +253,7 @@ struct hw_ldmatrix_args {
     bool        turned;
 };
 
-HW_UNSEEN static inline void
+EMU_UNSEEN static inline void
 hw_ldmatrix_warp(void **args, unsigned)
 {
     for (unsigned l = 0; l < HW_WARP; l++) {
@@ -284,6 +282,7 @@ hw_ldmatrix_any(const void *row, bool turned)
 {
     hw_ldmatrix_args m = { row, { 0, 0, 0, 0 }, turned };
 
+    emu_race_load(row, 16);
     emu_sync_group(HW_WARP, &m, hw_ldmatrix_warp);
 
     return make_uint4(m.v[0], m.v[1], m.v[2], m.v[3]);

@@ -338,6 +338,90 @@ test_shared_allowed(void **)
 }
 
 
+/* What is right in all orders of turns here, and not on a device: a warp's
+ * lanes one after the other, and one that arrives for all of them. */
+static void
+test_race(void **)
+{
+    enum { NOTHING, SHUFFLE, WARP, BLOCK };
+    auto pass = [](int how) {
+        int bad = 0;
+
+        emu_run(1, HW_WARP, HW_WARP * 4, false, [&] {
+            volatile uint32_t *room = (uint32_t *) (void *) hw_shared();
+
+            room[hw_lane()] = hw_lane();
+
+            if (how == SHUFFLE) {
+                hw_ballot(1);
+
+            } else if (how == WARP) {
+                __syncwarp();
+
+            } else if (how == BLOCK) {
+                __syncthreads();
+            }
+
+            bad += how != NOTHING && room[hw_lane() ^ 1] != (hw_lane() ^ 1);
+
+            if (how == NOTHING && hw_lane() == 0) {
+                room[0] += room[1];
+            }
+        });
+
+        return bad;
+    };
+    auto free_stage = [](bool warp) {
+        static const uint4 from[2] = {};
+
+        emu_run(1, 2 * HW_WARP, 64, false, [&] {
+            uint32_t *room = (uint32_t *) (void *) hw_shared();
+            uint64_t *b = (uint64_t *) (void *) (hw_shared() + 32);
+
+            if (threadIdx.x == 0) {
+                hw_barrier_init(b, 1);
+                hw_barrier_init(b + 1, 1);
+            }
+
+            __syncthreads();
+
+            if (threadIdx.x < HW_WARP) {
+                uint32_t x = *(volatile uint32_t *) &room[hw_lane() % 8];
+
+                (void) x;
+
+                if (warp) {
+                    __syncwarp();
+                }
+
+                if (hw_lane() == 0) {
+                    hw_barrier_arrive(b);
+                }
+
+            } else if (hw_lane() == 0) {
+                hw_barrier_wait(b, 0);
+                hw_barrier_expect(b + 1, 32);
+                hw_bulk_copy(room, from, 32, b + 1);
+                hw_barrier_wait(b + 1, 0);
+            }
+        });
+
+        return 0;
+    };
+
+    for (int how : { WARP, BLOCK }) {
+        assert_false(is_caught([=] { return pass(how); }));
+    }
+
+    for (int how : { NOTHING, SHUFFLE }) {
+        assert_true(!IS_SEEN || is_caught([=] { return pass(how); }));
+    }
+
+    assert_false(is_caught([&] { return free_stage(true); }));
+    assert_true(!IS_SEEN || is_caught([&] { return free_stage(false); }));
+}
+
+
 /* Not all threads come to a barrier, or to their warp. */
 static void
 test_stuck(void **)
@@ -774,6 +858,7 @@ main()
         cmocka_unit_test(test_streams),
         cmocka_unit_test(test_ticket),
         cmocka_unit_test(test_shared_allowed),
+        cmocka_unit_test(test_race),
         cmocka_unit_test(test_stuck),
         cmocka_unit_test(test_mma),
         cmocka_unit_test(test_bulk),
