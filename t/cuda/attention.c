@@ -73,6 +73,7 @@ tokens_last(struct tokens *t, const struct keys *k,
 
     for (uint32_t s = 0; s < 3; s++) {
         for (uint32_t i = 0; i < (*n_new)[s] && (*n_ctx)[s] != 0; i++, n++) {
+            assert_true(n < TOKENS);
             t->ids[n] = 0;
             t->pos[n] = (*n_ctx)[s] - (*n_new)[s] + i;
             t->pages[n] = k->tables[s];

@@ -357,7 +357,7 @@ pair_close(void)
 }
 
 
-#define TOKENS      400         /* of a step, at most */
+#define TOKENS      1000        /* of a step, at most */
 
 /* A step of one token after the other of one sequence, in pages backwards. */
 struct tokens {
