@@ -3,9 +3,9 @@
  * warpgroups, for heads of 64 and 128; gqa.cu says what is calculated, and has
  * the tokens that have no neighbour.
  *
- *   FLOPs: 4 head a key and row, a row being a query head of a token; a block
- *   has 128 rows that share a key head, and goes over the keys once.
- *   bytes: 4 head a key and block, from L2 but for the first: 128 FLOPs a byte,
+ *   FLOPs: 4 head a key and row, a row being a query head of a token; an item
+ *   is 128 rows that share a key head, for which a block goes over the keys.
+ *   bytes: 4 head a key and item, from L2 but for the first: 128 FLOPs a byte,
  *   so that 5 TB/s, about what L2 gives, are 640 TFLOP/s.  wgmma bounds, with
  *   L2 close behind, and for heads of 64 exp2 as much: of a cycle and
  *   multiprocessor 4096 FLOPs and 16 exp2.
@@ -27,7 +27,7 @@
  * the last are multiplied.
  *
  *   cycles of a tile, of wgmma: 2 * 16 * 64 = 2048; exp2: 2 * 64 * 128 / 16 =
- *   1024.  Keys that are masked are multiplied in the last tile alone, which
+ *   1024.  Keys that are masked are multiplied in the last tile, or two, which
  *   128 / n_group tokens share.
  *
  * Where there is less to do than for all multiprocessors, or a little more,
@@ -44,7 +44,7 @@
 #define GROUP_THREADS   (4 * HW_WARP)
 #define WORKERS         (GROUPS * GROUP_THREADS)
 #define THREADS         (WORKERS + GROUP_THREADS)
-/* attend() takes 228; with 24 the warp that copies would spill. */
+/* attend() takes 225; with 24 the warp that copies would spill. */
 #define REGISTERS       232
 #define REGISTERS_COPY  40
 #define GROUP_ROWS      64
