@@ -755,12 +755,14 @@ shared_product(unsigned lbo)
             rows[i] = hw_bf16x2((float) (sum % 5), (float) ((sum + 1) % 5));
         }
 
+        /* It is read until the wait is over. */
+        uint4 regs = make_uint4(rows[0], rows[1], rows[2], rows[3]);
+
         hw_shared_fence();
         __syncthreads();
         hw_group_fence();
         hw_group_mma_turned(d, a + 2, b, false);
-        hw_group_mma_turned(f, make_uint4(rows[0], rows[1], rows[2], rows[3]),
-                            b, false);
+        hw_group_mma_turned(f, regs, b, false);
         hw_group_mma_shared(e, a, a + 2, false);
         hw_group_commit();
         hw_group_wait<0>();
