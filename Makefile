@@ -135,12 +135,13 @@ $(O)/t/%: t/%.c $(O)/libmoe.a
 $(O)/t/fuzz/%: t/fuzz/%.c $(O)/libmoe.a
 	$(call link,$(CC),-fsanitize=fuzzer)
 
-# What ptxas tells of registers is t/cuda_code.t's.
+# What ptxas tells of registers, and who it is, is t/cuda_code.t's.
 $(O)/cuda/%.o: cuda/%.cu
 	@mkdir -p $(@D)
 	@echo nvcc -c $< -o $@
 	@$(NVCC) $(NVCC_FLAGS) -Xptxas -v -c $< -o $@ 2> $(@:.o=.ptxas); e=$$?; \
-	    grep -vE '^ptxas info|^ +[0-9]+ bytes' $(@:.o=.ptxas) >&2; exit $$e
+	    grep -vE '^ptxas info|^ +[0-9]+ bytes' $(@:.o=.ptxas) >&2; \
+	    $(NVCC) --version >> $(@:.o=.ptxas); exit $$e
 
 $(O)/t/emu/cuda/%.o: cuda/%.cu | build-deps
 	@mkdir -p $(@D)
