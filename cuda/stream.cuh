@@ -223,6 +223,7 @@ stream_is_plain(const float *x, uint32_t n)
     return n % 4 == 0 && (uintptr_t) x % 16 == 0;
 }
 
+/* All rows of the warp: its lanes have to go the same way to mma. */
 template <int N>
 static __device__ __forceinline__ bool
 stream_are_plain(const struct stream_rows<N> &r)
@@ -234,7 +235,7 @@ stream_are_plain(const struct stream_rows<N> &r)
         are = are && stream_is_plain(r.x[j], r.n);
     }
 
-    return are;
+    return hw_ballot(!are) == 0;
 }
 
 
