@@ -370,20 +370,25 @@ struct cuda_linear_op {
 /* Rows of x up to which weights are streamed for them; any number with D6. */
 #define CUDA_STREAMED   64
 
-/* Up to CUDA_PARTS_MAX products of one x of that many rows; norm is what made
- * x, and is done as well, of at most 8 rows, or NULL. */
-void cuda_linears(struct cuda *c, const struct cuda_norm *norm,
-                  const struct cuda_linear_op *ops, uint32_t n);
+/* Up to CUDA_PARTS_MAX products of one x, none of which adds; norm is what made
+ * x, and is done as well, of at most 8 rows, or NULL.  -1: warpgroups do one of
+ * them faster; call them one by one. */
+int cuda_linears(struct cuda *c, const struct cuda_norm *norm,
+                 const struct cuda_linear_op *ops, uint32_t n);
 
 /* y = silu(gate x) * (up x), of any number of rows; norm as above. */
 void cuda_gate_up(struct cuda *c, const struct cuda_norm *norm,
                   const struct cuda_linear_op *gate, const struct weight *up,
                   struct tensor y);
 
-/* wide.cu.  -1: not for these, or not on this device.  With up, not NULL, of
- * one matrix: silu(W x) * (up x). */
+/* wide.cu.  Whether it is for such a product, of gate and up or of w alone; the
+ * product, -1: it is not.  With up, not NULL, of one matrix: silu(W x) * (up x).
+ */
+int cuda_wide_wants(const struct cuda *c, const struct weight *w,
+                    uint32_t n_rows, int is_gate_up);
 int cuda_wide_heads(struct cuda *c, const struct heads *a,
                     const struct weight *up, int add);
+/* -1: not for these, or not on this device. */
 int cuda_wide_moe(struct cuda *c, const struct moe *a, const uint32_t *place,
                   const uint32_t *start);
 

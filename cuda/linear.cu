@@ -157,20 +157,30 @@ put_out(const struct linear_args &a, const struct linear_part &p, uint32_t r,
 }
 
 
+/* The product that this block has outputs of. */
+static __device__ __forceinline__ struct linear_part
+part_of(const struct linear_args &a)
+{
+    uint32_t           i = 0;
+    struct linear_part p = a.part[0];
+
+    while (i + 1 < a.n_parts && blockIdx.x >= a.part[i + 1].block) {
+        p = a.part[++i];
+    }
+
+    return p;
+}
+
+
 template <enum dtype T, int R, int N>
 static __global__ void __launch_bounds__(STREAM_THREADS, N == 1 ? 2 : 1)
 linear_kernel(const struct linear_args a)
 {
     float              *room = (float *) (void *) hw_shared();
-    uint32_t            row0 = blockIdx.y * N * 8, i_part = 0;
-    struct linear_part  p = a.part[0];
+    uint32_t            row0 = blockIdx.y * N * 8;
+    struct linear_part  p = part_of(a);
+    uint32_t            tile = (blockIdx.x - p.block) * R;
     const unsigned char *w[R];
-
-    while (i_part + 1 < a.n_parts && blockIdx.x >= a.part[i_part + 1].block) {
-        p = a.part[++i_part];
-    }
-
-    uint32_t tile = (blockIdx.x - p.block) * R;
 
     p.m.w += a.w_head * blockIdx.z;
 
@@ -227,12 +237,13 @@ template <enum dtype T>
 static __global__ void __launch_bounds__(TILE_THREADS, 1)
 linear_tile_kernel(const struct linear_args a, int is_gate_up)
 {
-    const struct linear_part &p = a.part[0];
+    struct linear_part   p = part_of(a);
     struct stream_matrix m = p.m;
     uint32_t             row0 = blockIdx.y * TILE_ROWS;
     uint32_t             warp = threadIdx.x / HW_WARP % 4;
-    uint32_t             tile = is_gate_up ? blockIdx.x * 4 + warp
-                                           : blockIdx.x * 8 + warp * 2;
+    uint32_t             block = blockIdx.x - p.block;
+    uint32_t             tile = is_gate_up ? block * 4 + warp
+                                           : block * 8 + warp * 2;
     struct tile          t;
 
     hw_depend();
@@ -374,18 +385,27 @@ run_f32(struct cuda *c, const struct linear_args *a, const struct weight *w)
 }
 
 
-template <enum dtype T, int R, int N>
-static void
-launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
+/* Blocks of n_outs outputs, and which are whose. */
+static uint32_t
+place_parts(struct linear_args *a, uint32_t n_outs)
 {
     uint32_t n_blocks = 0;
 
     for (uint32_t i = 0; i < a->n_parts; i++) {
         a->part[i].block = n_blocks;
-        n_blocks += cuda_div_up(a->part[i].m.n_out, R * 16);
+        n_blocks += cuda_div_up(a->part[i].m.n_out, n_outs);
     }
 
-    cuda_launch(c, dim3(n_blocks, cuda_div_up(a->n_rows, N * 8), n),
+    return n_blocks;
+}
+
+
+template <enum dtype T, int R, int N>
+static void
+launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
+{
+    cuda_launch(c, dim3(place_parts(a, R * 16),
+                        cuda_div_up(a->n_rows, N * 8), n),
                 STREAM_THREADS, stream_room_bytes(R, N), linear_kernel<T, R, N>,
                 *a);
 }
@@ -403,6 +423,26 @@ is_narrow(const struct cuda *c, const struct linear_args *a, uint32_t n)
     }
 
     return 2 * n * n_blocks <= (uint32_t) c->n_sm;
+}
+
+
+/* Outputs of a block: of gate and up both. */
+template <enum dtype T>
+static void
+launch_tiles(struct cuda *c, struct linear_args *a, uint32_t n, int is_gate_up)
+{
+    cuda_launch(c, dim3(place_parts(a, is_gate_up ? 64 : 128),
+                        cuda_div_up(a->n_rows, TILE_ROWS), n),
+                TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a,
+                is_gate_up);
+}
+
+
+/* Whether the weights are streamed; sums of more rows have another order. */
+static int
+is_streamed(const struct cuda *c, uint32_t n_rows)
+{
+    return n_rows <= CUDA_STREAMED || c->deterministic;
 }
 
 
@@ -427,13 +467,11 @@ template <enum dtype T>
 static void
 run_few_or_many(struct cuda *c, struct linear_args *a, const struct weight *w)
 {
-    if (a->n_rows <= CUDA_STREAMED || c->deterministic) {
+    if (is_streamed(c, a->n_rows)) {
         run_few<T>(c, a, w->n);
 
-    } else if (!run_wide(c, a, w, NULL)) {
-        cuda_launch(c, dim3(cuda_div_up(w->n_out, 128),
-                            cuda_div_up(a->n_rows, TILE_ROWS), w->n),
-                    TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a, 0);
+    } else if (a->n_parts > 1 || !run_wide(c, a, w, NULL)) {
+        launch_tiles<T>(c, a, w->n, 0);
     }
 }
 
@@ -509,27 +547,29 @@ cuda_heads(struct backend *b, const struct heads *h)
 }
 
 
-void
+int
 cuda_linears(struct cuda *c, const struct cuda_norm *norm,
              const struct cuda_linear_op *ops, uint32_t n)
 {
     struct linear_args a = args_of(ops[0].y, ops[0].x, ops[0].w,
                                    ops[0].n_rows);
 
-    for (uint32_t i = 1; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         a.part[i].m = stream_matrix_of(ops[i].w);
         a.part[i].y = ops[i].y;
+
+        if (!is_streamed(c, a.n_rows)
+            && cuda_wide_wants(c, ops[i].w, a.n_rows, 0))
+        {
+            return -1;
+        }
     }
 
     a.n_parts = n;
-
     put_norm(&a, norm);
+    run(c, &a, ops[0].w);
 
-    if (ops[0].w->dtype == DTYPE_FP8) {
-        run_few<DTYPE_FP8>(c, &a, 1);
-    } else {
-        run_few<DTYPE_BF16>(c, &a, 1);
-    }
+    return 0;
 }
 
 
@@ -546,7 +586,7 @@ launch_gate_up(struct cuda *c, const struct linear_args *a)
 
 template <enum dtype T>
 static void
-run_gate_up(struct cuda *c, const struct linear_args *a,
+run_gate_up(struct cuda *c, struct linear_args *a,
             const struct weight *gate, const struct weight *up)
 {
     if (a->n_rows <= 8) {
@@ -555,13 +595,11 @@ run_gate_up(struct cuda *c, const struct linear_args *a,
     } else if (a->n_rows <= 32) {
         launch_gate_up<T, 4>(c, a);
 
-    } else if (a->n_rows <= CUDA_STREAMED || c->deterministic) {
+    } else if (is_streamed(c, a->n_rows)) {
         launch_gate_up<T, 8>(c, a);
 
     } else if (!run_wide(c, a, gate, up)) {
-        cuda_launch(c, dim3(cuda_div_up(a->part[0].m.n_out, 64),
-                            cuda_div_up(a->n_rows, TILE_ROWS)),
-                    TILE_THREADS, TILE_ROOM, linear_tile_kernel<T>, *a, 1);
+        launch_tiles<T>(c, a, 1, 1);
     }
 }
 

@@ -348,7 +348,7 @@ count_linears(const struct op *op, size_t n, struct tensor x)
 }
 
 
-static void
+static int
 put_linears(struct cuda *c, const struct cuda_norm *norm, const struct op *op,
             size_t n)
 {
@@ -358,7 +358,7 @@ put_linears(struct cuda *c, const struct cuda_norm *norm, const struct op *op,
         linears[i] = op[i].linear;
     }
 
-    cuda_linears(c, norm, linears, (uint32_t) n);
+    return cuda_linears(c, norm, linears, (uint32_t) n);
 }
 
 
@@ -379,9 +379,8 @@ put_norm_linears(struct cuda *c, const struct op *op, size_t n)
         return 0;
     }
 
-    put_linears(c, &op[0].norm, op + 1, n_linears);
-
-    return 1 + n_linears;
+    return put_linears(c, &op[0].norm, op + 1, n_linears) == 0
+           ? 1 + n_linears : 0;
 }
 
 
@@ -458,9 +457,7 @@ put_only_linears(struct cuda *c, const struct op *op, size_t n)
         return 0;
     }
 
-    put_linears(c, NULL, op, n_linears);
-
-    return n_linears;
+    return put_linears(c, NULL, op, n_linears) == 0 ? n_linears : 0;
 }
 
 
@@ -738,7 +735,7 @@ static const put_fn some[] = {
     put_route, put_gate_up, put_only_linears, put_latent, put_qkv, put_moe
 };
 static const put_fn many[] = {
-    put_route, put_gate_up, put_latent, put_qkv, put_moe
+    put_route, put_gate_up, put_only_linears, put_latent, put_qkv, put_moe
 };
 static const put_fn prompt[] = { put_prompt, put_qkv, put_bf16_gate_up };
 

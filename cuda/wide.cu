@@ -807,7 +807,21 @@ is_for(const struct cuda *c, const struct weight *w)
 }
 
 
-/* Few tiles leave most of the device idle: then weights stream faster. */
+/* Few tiles leave most of the device idle: then weights stream faster.  And
+ * where outputs are one tile of tile.cuh's, which reads x once then, rounding
+ * would read it as often, and write it. */
+int
+cuda_wide_wants(const struct cuda *c, const struct weight *w, uint32_t n_rows,
+                int is_gate_up)
+{
+    uint32_t n_tiles = cuda_div_up(n_rows, WIDE_ROWS) * w->n
+                       * cuda_div_up(w->n_out, is_gate_up ? 128 : 256);
+
+    return is_for(c, w) && n_tiles >= (uint32_t) c->n_sm / 2
+           && (is_gate_up || w->n_out > 128);
+}
+
+
 int
 cuda_wide_heads(struct cuda *c, const struct heads *h, const struct weight *up,
                 int add)
@@ -818,14 +832,12 @@ cuda_wide_heads(struct cuda *c, const struct heads *h, const struct weight *up,
     int      two_terms = up != NULL && w->dtype == DTYPE_FP8;
     uint32_t n_cols = cuda_div_up(w->n_in, atom_cols(w->dtype))
                       * (two_terms ? 2 : 1);
-    uint32_t n_tiles = cuda_div_up(h->n_rows, WIDE_ROWS) * w->n
-                       * cuda_div_up(w->n_out, up != NULL ? 128 : 256);
     size_t   rows_bytes = atoms_place(&a.x, NULL, w->dtype,
                                       WIDE_ROWS / ATOM_ROWS,
                                       (size_t) n_cols * w->n);
     uint32_t most = (uint32_t) (CUDA_ROUNDED / rows_bytes) * WIDE_ROWS;
 
-    if (!is_for(c, w) || n_tiles < (uint32_t) c->n_sm / 2 || most == 0) {
+    if (!cuda_wide_wants(c, w, h->n_rows, up != NULL) || most == 0) {
         return -1;
     }
 

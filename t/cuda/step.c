@@ -617,6 +617,107 @@ test_moe(void **state)
 }
 
 
+/* rmsnorm, and two products of what comes out: of n columns, to n_outs. */
+struct products {
+    enum dtype dtype;
+    uint32_t   n_rows;
+    uint32_t   n;
+    int        in_place;
+    uint32_t   n_outs[2];
+    unsigned   n_launches;
+};
+
+
+static void
+products_run(const struct products *k, struct rows *x, const struct rows *norm,
+             struct rows *h, struct rows *y, struct weight w[2][2], int repeats)
+{
+    unsigned long was;
+    struct tokens t;
+
+    both_put(&x->b, x->host);
+    poison(&y[0]);
+    poison(&y[1]);
+    was = count_launches(x);
+    begin_step(&t, k->n_rows, repeats);
+    EACH(b) {
+        struct tensor to = tensor_of(h, b);
+
+        OP(b, rmsnorm, to, tensor_of(x, b), norm->b.at[b], 1e-6f, k->n_rows,
+           k->n);
+
+        for (int i = 0; i < 2; i++) {
+            OP(b, linear, tensor_of(&y[i], b), to, &w[i][b], k->n_rows, 0);
+        }
+
+        end_step(b);
+    }
+    check_launches(was, x, k->n_launches);
+}
+
+
+static void
+check_products(const struct products *k)
+{
+    struct rows   x = rows_make(k->n_rows, k->n, k->n + k->n_rows % 2);
+    struct rows   norm = rows_make(1, k->n, k->n);
+    struct rows   other = rows_poisoned(k->n_rows, k->n, k->n + 1);
+    struct rows  *h = k->in_place ? &x : &other, y[2];
+    struct weight w[2][2];
+    double        far = k->dtype == DTYPE_FP8 && k->n_rows > 64
+                        ? 3e-2 : most_of(k->dtype);
+    int           repeats = ++n_repeats;
+
+    for (int i = 0; i < 2; i++) {
+        y[i] = rows_poisoned(k->n_rows, k->n_outs[i], k->n_outs[i] + 3);
+        weight_make(w[i], k->dtype, 1, k->n_outs[i], k->n);
+    }
+
+    for (int run = 0; run < 2; run++) {
+        products_run(k, &x, &norm, h, y, w, repeats);
+        rows_compare(h, OP_F32_MOST, "normed, %u rows of %u", k->n_rows, k->n);
+
+        for (int i = 0; i < 2; i++) {
+            rows_compare(&y[i], far, "product %d of %u rows, %u to %u", i,
+                         k->n_rows, k->n, k->n_outs[i]);
+        }
+    }
+
+    rows_free(&x);
+    rows_free(&norm);
+    rows_free(&other);
+
+    for (int i = 0; i < 2; i++) {
+        rows_free(&y[i]);
+        weight_free(w[i]);
+    }
+}
+
+
+/* In one kernel, but for the norm; where warpgroups do one, alone. */
+static void
+test_products(void **state)
+{
+    static const enum dtype dtypes[] = { DTYPE_BF16, DTYPE_FP8 };
+    struct products         cases[] = {
+        { DTYPE_F32, 7, 70, 0, { 33, 140 }, 1 },
+        { DTYPE_F32, 50, 140, 1, { 20, 40 }, 2 },
+        { DTYPE_F32, 70, 140, 0, { 35, 150 }, 2 },
+        { DTYPE_F32, 128, 37, 1, { 256, 129 }, 2 },
+        { DTYPE_F32, 100, 70, 1, { 290, 30 }, 4 },
+        { DTYPE_F32, 129, 200, 0, { 257, 140 }, 5 },
+        { DTYPE_F32, 77, 328, 0, { 40, 300 }, 4 }
+    };
+
+    (void) state;
+
+    for (size_t i = 0; i < 2 * BASE_COUNT(cases); i++) {
+        cases[i / 2].dtype = dtypes[i % 2];
+        check_products(&cases[i / 2]);
+    }
+}
+
+
 int
 main(void)
 {
@@ -624,6 +725,7 @@ main(void)
         cmocka_unit_test(test_route),
         cmocka_unit_test(test_route_nan),
         cmocka_unit_test(test_mlp),
+        cmocka_unit_test(test_products),
         cmocka_unit_test(test_moe),
     };
 
