@@ -376,18 +376,25 @@ struct cuda_linear_op {
 int cuda_linears(struct cuda *c, const struct cuda_norm *norm,
                  const struct cuda_linear_op *ops, uint32_t n);
 
+/* rmsnorm, which rounds for warpgroups as well, and a product of what comes out
+ * to y; or of gate and up, not NULL, as below.  -1: they do not do it. */
+int cuda_norm_wide(struct cuda *c, const struct cuda_norm *norm,
+                   const struct cuda_linear_op *op, const struct weight *up,
+                   struct tensor y);
+
 /* y = silu(gate x) * (up x), of any number of rows; norm as above. */
 void cuda_gate_up(struct cuda *c, const struct cuda_norm *norm,
                   const struct cuda_linear_op *gate, const struct weight *up,
                   struct tensor y);
 
 /* wide.cu.  Whether it is for such a product, of gate and up or of w alone; the
- * product, -1: it is not.  With up, not NULL, of one matrix: silu(W x) * (up x).
- */
+ * product, -1: it is not.  With norm, not NULL, x is its output, and made as
+ * well; with up, not NULL, of one matrix: silu(W x) * (up x). */
 int cuda_wide_wants(const struct cuda *c, const struct weight *w,
                     uint32_t n_rows, int is_gate_up);
 int cuda_wide_heads(struct cuda *c, const struct heads *a,
-                    const struct weight *up, int add);
+                    const struct cuda_norm *norm, const struct weight *up,
+                    int add);
 /* -1: not for these, or not on this device. */
 int cuda_wide_moe(struct cuda *c, const struct moe *a, const uint32_t *place,
                   const uint32_t *start);

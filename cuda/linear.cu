@@ -227,7 +227,7 @@ run_wide(struct cuda *c, const struct linear_args *a, const struct weight *w,
     struct heads h = { a->part[0].y, a->x, a->y_head, a->x_head, w,
                        a->n_rows };
 
-    return cuda_wide_heads(c, &h, up, a->add) == 0;
+    return cuda_wide_heads(c, &h, NULL, up, a->add) == 0;
 }
 
 
@@ -570,6 +570,18 @@ cuda_linears(struct cuda *c, const struct cuda_norm *norm,
     run(c, &a, ops[0].w);
 
     return 0;
+}
+
+
+int
+cuda_norm_wide(struct cuda *c, const struct cuda_norm *norm,
+               const struct cuda_linear_op *op, const struct weight *up,
+               struct tensor y)
+{
+    struct heads h = { y, op->x, 0, 0, op->w, op->n_rows };
+
+    return is_streamed(c, op->n_rows)
+           ? -1 : cuda_wide_heads(c, &h, norm, up, op->add);
 }
 
 

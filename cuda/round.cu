@@ -10,6 +10,10 @@
  *          second term, which is what the first one left, 0.06 %
  *
  * Columns up to a whole column block are zero.
+ *
+ * With a norm before it, a block a row: the sum of squares first, then what is
+ * normed is stored, and rounded from there, out of L1 (not measured on a GPU
+ * yet).
  */
 #include "common.cuh"
 #include "wide.cuh"
@@ -29,6 +33,22 @@ row_of_slot(const struct round_args &a, uint32_t s)
 }
 
 
+/* A thread's part of row x, which becomes row `row`: 16 columns from k on, the
+ * t'th 16 there. */
+static __device__ __forceinline__ void
+round_bf16(const struct round_args &a, const float *x, uint32_t k,
+           uint32_t row, uint32_t t)
+{
+    float4 v[4];
+
+    for (int c = 0; c < 4; c++) {
+        v[c] = stream_four(x, k + 4 * c, a.n_in);
+    }
+
+    put_pieces(a.y, row, t, v);
+}
+
+
 static __global__ void
 round_bf16_kernel(const struct round_args a)
 {
@@ -45,16 +65,9 @@ round_bf16_kernel(const struct round_args a)
         return;
     }
 
-    const float *x = a.x.data + a.x.stride * (s / a.n_active)
-                     + a.x_head * (t / n_tiles);
-    uint32_t     k = t % n_tiles * CUDA_TILE;
-    float4       v[4];
-
-    for (int c = 0; c < 4; c++) {
-        v[c] = stream_four(x, k + 4 * c, a.n_in);
-    }
-
-    put_pieces(a.y, row_of_slot(a, s), t, v);
+    round_bf16(a, a.x.data + a.x.stride * (s / a.n_active)
+                  + a.x_head * (t / n_tiles), t % n_tiles * CUDA_TILE,
+               row_of_slot(a, s), t);
 }
 
 
@@ -68,28 +81,15 @@ fp8_value(uint32_t byte)
 }
 
 
-static __global__ void
-round_fp8_kernel(const struct round_args a)
+/* A warp's: 128 columns from k on, the t'th 128 there. */
+static __device__ __forceinline__ void
+round_fp8(const struct round_args &a, const float *x, uint32_t k, uint32_t row,
+          uint32_t t)
 {
-    uint32_t n_cols = cuda_div_up(a.n_in, CUDA_FP8_COLS);
-    size_t   i = ((size_t) blockIdx.x * blockDim.x + threadIdx.x) / HW_WARP;
-    uint32_t s = (uint32_t) (i / (n_cols * a.n_heads));
-    uint32_t t = (uint32_t) (i % (n_cols * a.n_heads)), l = hw_lane();
-
-    hw_depend();
-    hw_release();
-
-    if (s >= a.n_rows) {
-        return;
-    }
-
-    const float *x = a.x.data + a.x.stride * (s / a.n_active)
-                     + a.x_head * (t / n_cols);
-    float4       v = stream_four(x, t % n_cols * CUDA_FP8_COLS + 4 * l,
-                                 a.n_in);
-    float        most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)),
-                              fmaxf(fabsf(v.z), fabsf(v.w)));
-    uint32_t     row = row_of_slot(a, s);
+    uint32_t l = hw_lane();
+    float4   v = stream_four(x, k + 4 * l, a.n_in);
+    float    most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)),
+                          fmaxf(fabsf(v.z), fabsf(v.w)));
 
     for (int mask = HW_WARP / 2; mask > 0; mask /= 2) {
         most = fmaxf(most, hw_xor(most, mask));
@@ -122,10 +122,76 @@ round_fp8_kernel(const struct round_args a)
 }
 
 
+static __global__ void
+round_fp8_kernel(const struct round_args a)
+{
+    uint32_t n_cols = cuda_div_up(a.n_in, CUDA_FP8_COLS);
+    size_t   i = ((size_t) blockIdx.x * blockDim.x + threadIdx.x) / HW_WARP;
+    uint32_t s = (uint32_t) (i / (n_cols * a.n_heads));
+    uint32_t t = (uint32_t) (i % (n_cols * a.n_heads));
+
+    hw_depend();
+    hw_release();
+
+    if (s < a.n_rows) {
+        round_fp8(a, a.x.data + a.x.stride * (s / a.n_active)
+                     + a.x_head * (t / n_cols), t % n_cols * CUDA_FP8_COLS,
+                  row_of_slot(a, s), t);
+    }
+}
+
+
+/* A block a row: h = norm(x), which may be in place, and then h as x above. */
+template <enum dtype T>
+static __global__ void __launch_bounds__(CUDA_THREADS)
+norm_round_kernel(const struct round_args a)
+{
+    uint32_t     row = blockIdx.x, n = T == DTYPE_FP8 ? HW_WARP : 1;
+    uint32_t     n_cols = T == DTYPE_FP8 ? CUDA_FP8_COLS : CUDA_TILE;
+    uint32_t     n_in = cuda_div_up(a.n_in, atom_cols(T)) * atom_cols(T);
+    const float *x = a.x.data + a.x.stride * row;
+    float       *h = a.h.data + a.h.stride * row, sum = 0;
+
+    hw_depend();
+    hw_release();
+
+    for (uint32_t i = threadIdx.x; i < a.n_in; i += CUDA_THREADS) {
+        sum += x[i] * x[i];
+    }
+
+    float scale = 1 / sqrtf(cuda_block_sum(sum, (float *) (void *) hw_shared())
+                            / (float) a.n_in + a.eps);
+
+    for (uint32_t i = threadIdx.x; i < a.n_in; i += CUDA_THREADS) {
+        h[i] = x[i] * scale * a.norm[i];
+    }
+
+    __syncthreads();
+
+    for (uint32_t t = threadIdx.x / n; t * n_cols < n_in;
+         t += CUDA_THREADS / n)
+    {
+        if (T == DTYPE_FP8) {
+            round_fp8(a, h, t * n_cols, row, t);
+        } else {
+            round_bf16(a, h, t * n_cols, row, t);
+        }
+    }
+}
+
+
 void
 cuda_round(struct cuda *c, const struct round_args *a, enum dtype dtype)
 {
     size_t n = (size_t) a->n_rows * a->n_heads;
+
+    if (a->norm != NULL) {
+        cuda_launch(c, a->n_rows, CUDA_THREADS,
+                    CUDA_THREADS / HW_WARP * sizeof(float),
+                    dtype == DTYPE_FP8 ? norm_round_kernel<DTYPE_FP8>
+                                       : norm_round_kernel<DTYPE_BF16>, *a);
+        return;
+    }
 
     if (dtype == DTYPE_FP8) {
         n *= cuda_div_up(a->n_in, CUDA_FP8_COLS) * HW_WARP;

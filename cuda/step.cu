@@ -461,6 +461,27 @@ put_only_linears(struct cuda *c, const struct op *op, size_t n)
 }
 
 
+/* h = norm(x), and the first product of h, or gate and up, for which h is
+ * rounded; the others read it as it is. */
+static size_t
+put_norm_wide(struct cuda *c, const struct op *op, size_t n)
+{
+    if (n < 2 || op[0].kind != OP_RMSNORM || op[1].kind != OP_LINEAR
+        || !is_same(op[0].norm.y, op[1].linear.x)
+        || op[1].linear.w->n_in != op[0].norm.n)
+    {
+        return 0;
+    }
+
+    int is_both = is_gate_up(op + 1, n - 1);
+
+    return cuda_norm_wide(c, &op[0].norm, &op[1].linear,
+                          is_both ? op[2].linear.w : NULL,
+                          is_both ? op[3].silu.y : op[1].linear.y) != 0 ? 0
+           : is_both ? 4 : 2;
+}
+
+
 static size_t
 put_latent(struct cuda *c, const struct op *op, size_t n)
 {
@@ -735,7 +756,8 @@ static const put_fn some[] = {
     put_route, put_gate_up, put_only_linears, put_latent, put_qkv, put_moe
 };
 static const put_fn many[] = {
-    put_route, put_gate_up, put_only_linears, put_latent, put_qkv, put_moe
+    put_route, put_norm_wide, put_gate_up, put_only_linears, put_latent,
+    put_qkv, put_moe
 };
 static const put_fn prompt[] = { put_prompt, put_qkv, put_bf16_gate_up };
 

@@ -823,8 +823,8 @@ cuda_wide_wants(const struct cuda *c, const struct weight *w, uint32_t n_rows,
 
 
 int
-cuda_wide_heads(struct cuda *c, const struct heads *h, const struct weight *up,
-                int add)
+cuda_wide_heads(struct cuda *c, const struct heads *h,
+                const struct cuda_norm *norm, const struct weight *up, int add)
 {
     const struct weight *w = h->w;
     struct round_args    x;
@@ -852,6 +852,14 @@ cuda_wide_heads(struct cuda *c, const struct heads *h, const struct weight *up,
         x.n_in = w->n_in;
         x.n_active = 1;
         x.two_terms = two_terms;
+
+        if (norm != NULL) {
+            x.x = tensor_from(norm->x, norm->x.stride * r);
+            x.norm = norm->w;
+            x.eps = norm->eps;
+            x.h = tensor_from(norm->y, norm->y.stride * r);
+        }
+
         atoms_place(&x.y, c->rounded, w->dtype, blocks_of(x.n_rows, 0),
                     (size_t) n_cols * w->n);
         cuda_round(c, &x, w->dtype);

@@ -48,6 +48,10 @@ struct round_args {
     const uint32_t *place;
     const uint32_t *start;
     int             two_terms;      /* fp8: x is the sum of two of them */
+    /* NULL, or what x, of one head, is normed with first; that goes to h. */
+    const float    *norm;           /* (n_in) */
+    float           eps;
+    struct tensor   h;
     struct atoms    y;
 };
 
