@@ -51,7 +51,8 @@ extern "C" {
 /* For rows of x in bf16: 3072 of them with 16384 columns. */
 #define CUDA_ROUNDED    ((size_t) 96 << 20)
 
-/* Of blocks that are done, each for one part of a kernel's output. */
+/* Of blocks that are done, each for one part of a kernel's output; or of what
+ * blocks have drawn. */
 #define CUDA_COUNTERS   4096
 
 /* Threads of a block of most kernels. */

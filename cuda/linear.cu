@@ -15,11 +15,11 @@
  * so an output is added up in one order, whatever the other rows are (D6), as
  * long as they are few.
  * x is rounded to bf16, sums are float.  Each lane has two groups of loads
- * under way, and the first leaves before the kernels ahead have ended.
+ * under way, and the first two leave before the kernels ahead have ended.
  *
  * A dense layer's gate and up, with their activation, are one kernel that has a
  * row tile of each: sums in the same order, 2 products for one x and one launch
- * where there were three (not measured on a GPU yet).
+ * where there were three.
  *
  * Not measured on a GPU yet.
  */

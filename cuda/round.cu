@@ -12,8 +12,9 @@
  * Columns up to a whole column block are zero.
  *
  * With a norm before it, a block a row: the sum of squares first, then what is
- * normed is stored, and rounded from there, out of L1 (not measured on a GPU
- * yet).
+ * normed is stored, and rounded from there, out of L1.
+ *
+ * Not measured on a GPU yet.
  */
 #include "common.cuh"
 #include "wide.cuh"

@@ -7,6 +7,8 @@
  *
  *   embed, rmsnorm, kv_put, gather: a block a row, a thread every 256th column
  *   rope, silu_mul, angles: a thread an element (a pair) of all rows
+ *
+ * Not measured on a GPU yet.
  */
 #include "common.cuh"
 
