@@ -9,7 +9,8 @@
  *                   wanted, when the next one begins: that one touches neither
  *                   before it has waited.  But what the kernels before that
  *                   stored is there, for hw_load_fresh(), if it let the next
- *                   one begin behind its own wait.
+ *                   one begin behind its own wait.  What another block of the
+ *                   same kernel stored is for hw_load_fresh() alone, too.
  *   pinned memory   the host goes on when it sees a word: of a block, only one
  *                   thread may store it.
  *   shared memory   a byte's last thread, and how many fences it had made
@@ -35,6 +36,8 @@ struct emu_watch emu_watch;
 static char          *arena;            /* reserved, and taken from its front */
 static size_t         n_taken;
 static uint32_t      *marks;            /* (ARENA_BYTES / WORD) */
+static uint32_t      *storers;          /* the same: which block */
+static uint32_t       n_run;            /* blocks that have begun */
 static uint32_t       n_kernels;        /* that have begun */
 static bool           is_hasty;         /* lets the next begin too early */
 static bool           was_hasty;        /* the kernel ahead did */
@@ -75,9 +78,12 @@ emu_pages_take(size_t n, bool is_pinned)
         marks = (uint32_t *) (void *) reserve(ARENA_BYTES / WORD
                                               * sizeof(*marks),
                                               PROT_READ | PROT_WRITE);
+        storers = (uint32_t *) (void *) reserve(ARENA_BYTES / WORD
+                                                * sizeof(*storers),
+                                                PROT_READ | PROT_WRITE);
     }
 
-    if (arena == NULL || marks == NULL
+    if (arena == NULL || marks == NULL || storers == NULL
         || n > ARENA_BYTES - n_taken - 2 * PAGE_BYTES)
     {
         return NULL;
@@ -133,6 +139,20 @@ mark_of(size_t at, size_t n)
 }
 
 
+/* Whether another block of this kernel stored some of n bytes. */
+static inline bool
+is_anothers(size_t at, size_t n)
+{
+    for (size_t i = at / WORD; i <= (at + n - 1) / WORD; i++) {
+        if (marks[i] == n_kernels * KERNEL + BY_STORE && storers[i] != n_run) {
+            return true;
+        }
+    }
+
+    return false;
+}
+
+
 /* The host is told something. */
 static void
 tell(const void *p, size_t at, size_t n)
@@ -163,6 +183,11 @@ load(const void *p, size_t n)
     if (emu_watch.is_early && at < ARENA_BYTES && mark_of(at, n) != BY_HOST) {
         emu_fail("loads from %p what a kernel before stores, and has not "
                  "waited for it", p);
+    }
+
+    if (emu_watch.shared != NULL && at < ARENA_BYTES && is_anothers(at, n)) {
+        emu_fail("loads from %p what another block stores, and not afresh",
+                 p);
     }
 }
 
@@ -199,6 +224,10 @@ store(const void *p, size_t n)
         }
 
         mark(at, n, BY_STORE);
+
+        for (size_t i = at / WORD; i <= (at + n - 1) / WORD; i++) {
+            storers[i] = n_run;
+        }
     }
 }
 
@@ -310,6 +339,7 @@ emu_shared_fence()
 void
 emu_shared_begin()
 {
+    n_run++;
     told.clear();
 
     for (unsigned i = 0; i < EMU_THREADS_MAX; i++) {

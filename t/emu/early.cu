@@ -1,6 +1,6 @@
 /*
  * early.cu - what the emulation finds of kernels that begin before others have
- * ended, and of words that go to the host.
+ * ended, of blocks that read each other's, and of words that go to the host.
  */
 #include "caught.h"
 
@@ -142,6 +142,37 @@ test_told(void **)
 }
 
 
+/* What another block of the same kernel has stored may be there, but not in
+ * this multiprocessor's L1; what this block has is. */
+static void
+test_fresh(void **)
+{
+    auto load = [](unsigned n_blocks, bool fresh) {
+        float *p, sum = 0;
+
+        cudaMalloc((void **) &p, sizeof(*p));
+        emu_run(n_blocks, 1, 0, true, [&] {
+            hw_depend();
+
+            if (blockIdx.x == 0) {
+                *p = 3;
+            }
+
+            if (blockIdx.x == n_blocks - 1) {
+                sum += fresh ? hw_load_fresh(p) : *p;
+            }
+        });
+
+        /* NaN, in another order of turns: who loads it has to know. */
+        return sum == 3 || sum != sum ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return load(2, true); }));
+    assert_false(is_caught([&] { return load(1, false); }));
+    assert_true(!IS_SEEN || is_caught([&] { return load(2, false); }));
+}
+
+
 /* Bulk copies do not see what a kernel before has stored, but behind a fence
  * that comes after the wait for it. */
 static void
@@ -196,6 +227,7 @@ main()
         cmocka_unit_test(test_early),
         cmocka_unit_test(test_early_fresh),
         cmocka_unit_test(test_told),
+        cmocka_unit_test(test_fresh),
         cmocka_unit_test(test_bulk_fence),
     };
 
