@@ -32,6 +32,28 @@ hw_lane(void)
     return threadIdx.x % HW_WARP;
 }
 
+/* The same, and blocks of the grid, found anew: what follows from them is not
+ * kept in registers. */
+static __device__ __forceinline__ uint32_t
+hw_lane_anew(void)
+{
+    uint32_t l;
+
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(l));
+
+    return l;
+}
+
+static __device__ __forceinline__ uint32_t
+hw_n_blocks_anew(void)
+{
+    uint32_t n;
+
+    asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(n));
+
+    return n;
+}
+
 static __device__ __forceinline__ float
 hw_xor(float v, int mask)
 {
@@ -342,6 +364,63 @@ hw_bulk_copy(void *to, const void *from, uint32_t n, uint64_t *b)
                  ".mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(hw_shared_address(to)), "l"(from), "r"(n),
                     "r"(hw_shared_address(b)) : "memory");
+#endif
+}
+
+/*
+ * Clusters: blocks beside each other in x that run at the same time, and reach
+ * each other's shared memory.  Which one this is; and a barrier of all their
+ * threads, behind which barriers are made and before which no block may end.
+ */
+static __device__ __forceinline__ uint32_t
+hw_cluster_rank(void)
+{
+    uint32_t rank = 0;
+
+#if HW_HOPPER
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+
+    return rank;
+}
+
+static __device__ __forceinline__ void
+hw_cluster_sync(void)
+{
+#if HW_HOPPER
+    asm volatile("barrier.cluster.arrive.release;\n"
+                 "barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+/* hw_barrier_arrive() at what b is in block `rank`.  Not .release.cluster,
+ * which nvcc makes a fence for the whole device of: it says that this warp has read,
+ * no more, and who waits for it only copies. */
+static __device__ __forceinline__ void
+hw_cluster_arrive(uint64_t *b, uint32_t rank)
+{
+#if HW_HOPPER
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}"
+                 :: "r"(hw_shared_address(b)), "r"(rank) : "memory");
+#endif
+}
+
+/* hw_bulk_copy() to the same place in the blocks whose bits are set, and to the
+ * barrier of each. */
+static __device__ __forceinline__ void
+hw_bulk_copy_all(void *to, const void *from, uint32_t n, uint64_t *b,
+                 uint16_t blocks)
+{
+#if HW_HOPPER
+    asm volatile("cp.async.bulk.shared::cluster.global"
+                 ".mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1], %2, [%3], %4;"
+                 :: "r"(hw_shared_address(to)), "l"(from), "r"(n),
+                    "r"(hw_shared_address(b)), "h"(blocks) : "memory");
 #endif
 }
 

@@ -155,13 +155,17 @@ struct cudaDeviceProp {
 };
 
 enum cudaLaunchAttributeID {
-    cudaLaunchAttributeProgrammaticStreamSerialization
+    cudaLaunchAttributeProgrammaticStreamSerialization,
+    cudaLaunchAttributeClusterDimension
 };
 
 struct cudaLaunchAttribute {
     cudaLaunchAttributeID id;
-    struct {
+    union {
         int programmaticStreamSerializationAllowed;
+        struct {
+            unsigned x, y, z;
+        } clusterDim;
     } val;
 };
 
@@ -207,6 +211,7 @@ const char *cudaGetErrorString(cudaError_t e);
 
 cudaError_t emu_launch(const cudaLaunchConfig_t *c, const void *kernel,
                        std::function<void()> fn);
+cudaError_t emu_count_clusters(int *n, const cudaLaunchConfig_t *c);
 cudaError_t emu_allow_shared(const void *kernel, int n);
 
 template <class K>
@@ -214,6 +219,13 @@ static inline cudaError_t
 cudaFuncSetAttribute(K *kernel, cudaFuncAttribute, int n)
 {
     return emu_allow_shared((const void *) kernel, n);
+}
+
+template <class K>
+static inline cudaError_t
+cudaOccupancyMaxActiveClusters(int *n, K *, const cudaLaunchConfig_t *c)
+{
+    return emu_count_clusters(n, c);
 }
 
 template <class... P, class... A>

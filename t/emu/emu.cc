@@ -20,7 +20,7 @@
 /* Rounds of turns in which nobody gets further: nobody will. */
 #define ROUNDS_MAX      1000
 
-enum fibre_state { READY, AT_BARRIER, IN_GROUP, DONE };
+enum fibre_state { READY, AT_BARRIER, AT_CLUSTER, IN_GROUP, DONE };
 
 struct copy {
     void       *to;
@@ -42,6 +42,8 @@ struct barrier {
 
 struct fibre {
     uint3             thread;
+    uint3             block;
+    unsigned          rank;             /* its block's in the cluster */
     void             *sp;
     char             *stack;
     enum fibre_state  state;
@@ -57,16 +59,20 @@ struct fibre {
 static struct {
     fibre    fibres[EMU_THREADS_MAX];
     unsigned turns[EMU_THREADS_MAX];    /* in which order */
-    unsigned n;
+    unsigned n;                         /* of all blocks of the cluster */
+    unsigned n_in_block;
+    unsigned n_blocks;                  /* of the cluster */
     unsigned n_done;
-    unsigned n_at_barrier;
+    unsigned n_at_cluster;
+    unsigned n_done_of[EMU_CLUSTER_MAX];
+    unsigned n_at_barrier[EMU_CLUSTER_MAX];
     /* Of warps, warpgroups and larger ones, by their first warp. */
     unsigned n_in_group[3][EMU_THREADS_MAX / EMU_WARP];
     bool     moved;                     /* somebody, in this round */
     fibre   *now;
     void    *scheduler;                 /* its stack pointer */
     const std::function<void()> *fn;
-    unsigned char *shared_pages;        /* EMU_SHARED_MAX, then a guard */
+    unsigned char *shared_pages;        /* a block's, then a guard, .. */
     size_t   shared_bytes;
     enum emu_order order;
     unsigned seed;
@@ -124,6 +130,42 @@ __asm__(".text\n"
         "    ret\n");
 
 
+/* A block's shared memory; it ends at the guard. */
+static unsigned char *
+shared_of(unsigned rank)
+{
+    return g.shared_pages + rank * EMU_SHARED_EACH + EMU_SHARED_EACH
+           - PAGE_BYTES - (g.shared_bytes + 15) / 16 * 16;
+}
+
+
+/* The block whose shared memory this is has to be there still. */
+static void
+look_at_block(const void *p)
+{
+    size_t rank = (size_t) ((const unsigned char *) p - g.shared_pages)
+                  / EMU_SHARED_EACH;
+
+    if (rank >= g.n_blocks || g.n_done_of[rank] == g.n_in_block) {
+        emu_fail("copies to %p or arrives there: of no block, or of one that "
+                 "has ended", p);
+    }
+}
+
+
+static void
+end_block(unsigned rank)
+{
+    for (const bulk_copy &b : g.bulk) {
+        auto *to = (const unsigned char *) b.c.to;
+
+        if (to >= shared_of(rank) && to < shared_of(rank) + g.shared_bytes) {
+            emu_fail("a block ended with copies that nobody waited for");
+        }
+    }
+}
+
+
 static void
 fibre_enter()
 {
@@ -140,6 +182,11 @@ fibre_enter()
     f->state = DONE;
     g.moved = true;
     g.n_done++;
+
+    if (++g.n_done_of[f->rank] == g.n_in_block) {
+        end_block(f->rank);
+    }
+
     emu_switch(&f->sp, g.scheduler);
     abort();
 }
@@ -180,6 +227,7 @@ static void
 watch(const fibre *f)
 {
     threadIdx = f->thread;
+    blockIdx = f->block;
     emu_watch.thread = (unsigned) (f - g.fibres);
     emu_watch.is_early = g.overlaps && !f->depended;
 }
@@ -243,7 +291,8 @@ say_stuck()
 {
     for (unsigned i = 0; i < g.n; i++) {
         static const char *const names[] = {
-            "runs", "at the block's barrier", "waits for its group", "done"
+            "runs", "at the block's barrier", "at the cluster's barrier",
+            "waits for its group", "done"
         };
 
         if (i == 0 || g.fibres[i].state != g.fibres[i - 1].state) {
@@ -279,28 +328,47 @@ take_turns(unsigned first)
 }
 
 
+/* Fibres of blocks b, b + 1 .. of the grid. */
 static void
-run_block()
+start_cluster(unsigned b)
 {
-    unsigned idle = 0;
-
-    g.n = blockDim.x * blockDim.y * blockDim.z;
-    g.n_done = g.n_at_barrier = 0;
+    g.n_in_block = blockDim.x * blockDim.y * blockDim.z;
+    g.n = g.n_blocks * g.n_in_block;
+    g.n_done = g.n_at_cluster = 0;
+    memset(g.n_done_of, 0, sizeof(g.n_done_of));
+    memset(g.n_at_barrier, 0, sizeof(g.n_at_barrier));
     memset(g.n_in_group, 0, sizeof(g.n_in_group));
-    emu_watch.shared = emu_shared(NULL);
-    emu_watch.n_shared = (g.shared_bytes + 15) / 16 * 16;
-    memset(emu_watch.shared, 0xff, emu_watch.n_shared);
+    emu_watch.shared = g.shared_pages;
+    emu_watch.n_shared = g.n_blocks * EMU_SHARED_EACH;
     emu_shared_begin();
     emu_race_begin(g.n);
 
-    for (unsigned i = 0; i < g.n; i++) {
-        fibre *f = &g.fibres[i];
+    for (unsigned rank = 0; rank < g.n_blocks; rank++) {
+        memset(shared_of(rank), 0xff, (g.shared_bytes + 15) / 16 * 16);
+    }
 
-        f->thread.x = i % blockDim.x;
-        f->thread.y = i / blockDim.x % blockDim.y;
-        f->thread.z = i / blockDim.x / blockDim.y;
+    for (unsigned i = 0; i < g.n; i++) {
+        fibre   *f = &g.fibres[i];
+        unsigned t = i % g.n_in_block;
+
+        f->rank = i / g.n_in_block;
+        f->block.x = (b + f->rank) % gridDim.x;
+        f->block.y = b / gridDim.x % gridDim.y;
+        f->block.z = b / gridDim.x / gridDim.y;
+        f->thread.x = t % blockDim.x;
+        f->thread.y = t / blockDim.x % blockDim.y;
+        f->thread.z = t / blockDim.x / blockDim.y;
         fibre_start(f);
     }
+}
+
+
+static void
+run_cluster(unsigned b)
+{
+    unsigned idle = 0;
+
+    start_cluster(b);
 
     make_turns(g.turns, g.n);
 
@@ -325,10 +393,6 @@ run_block()
     g.now = NULL;
     emu_watch.shared = NULL;
     emu_watch.is_early = false;
-
-    if (!g.bulk.empty()) {
-        emu_fail("a block ended with copies that nobody waited for");
-    }
 }
 
 
@@ -337,7 +401,7 @@ start()
 {
     const char *order = getenv("MOE_EMU_ORDER");
     const char *seed = getenv("MOE_EMU_SEED");
-    void       *p = mmap(NULL, EMU_SHARED_MAX + PAGE_BYTES,
+    void       *p = mmap(NULL, EMU_SHARED_MAX,
                          PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -346,7 +410,11 @@ start()
     }
 
     g.shared_pages = (unsigned char *) p;
-    mprotect(g.shared_pages + EMU_SHARED_MAX, PAGE_BYTES, PROT_NONE);
+
+    for (unsigned i = 1; i <= EMU_CLUSTER_MAX; i++) {
+        mprotect(g.shared_pages + i * EMU_SHARED_EACH - PAGE_BYTES, PAGE_BYTES,
+                 PROT_NONE);
+    }
 
     if (!g.started) {
         emu_order_set(order == NULL ? EMU_FORWARDS
@@ -369,7 +437,7 @@ emu_order_get()
 
 void
 emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
-        const std::function<void()> &fn)
+        const std::function<void()> &fn, unsigned n_cluster)
 {
     unsigned  n = n_blocks.x * n_blocks.y * n_blocks.z;
     unsigned  n_in_block = n_threads.x * n_threads.y * n_threads.z;
@@ -379,13 +447,17 @@ emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
         start();
     }
 
-    if (n == 0 || n_in_block == 0 || n_in_block > EMU_THREADS_MAX
+    if (n == 0 || n_in_block == 0
+        || n_cluster * n_in_block > EMU_THREADS_MAX
+        || n_cluster == 0 || n_cluster > EMU_CLUSTER_MAX
+        || n_blocks.x % n_cluster != 0
+        || (n_cluster > 1 && n_in_block % EMU_WARP != 0)
         || n_blocks.y > GRID_MAX || n_blocks.z > GRID_MAX
         || shared_bytes > SHARED_MAX)
     {
         emu_fail("cannot launch (%u, %u, %u) blocks of %u threads with %zu "
-                 "bytes", n_blocks.x, n_blocks.y, n_blocks.z, n_in_block,
-                 shared_bytes);
+                 "bytes in clusters of %u", n_blocks.x, n_blocks.y, n_blocks.z,
+                 n_in_block, shared_bytes, n_cluster);
     }
 
     emu_n_launches++;
@@ -398,29 +470,26 @@ emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
     gridDim = n_blocks;
     g.fn = &fn;
     g.shared_bytes = shared_bytes;
+    g.n_blocks = n_cluster;
     g.overlaps = overlaps;
     emu_kernel_begin();
-    make_turns(turns.get(), n);
+    make_turns(turns.get(), n / n_cluster);
 
-    for (unsigned i = 0; i < n; i++) {
-        unsigned b = turns[i];
+    for (unsigned i = 0; i < n / n_cluster; i++) {
+        unsigned b = turns[i] * n_cluster;
 
-        blockIdx.x = b % n_blocks.x;
-        blockIdx.y = b / n_blocks.x % n_blocks.y;
-        blockIdx.z = b / n_blocks.x / n_blocks.y;
-        run_block();
+        run_cluster(b);
 
         for (unsigned k = 0; overlaps && k < g.n; k++) {
             if (!g.fibres[k].depended) {
                 emu_fail("thread %u of block %u never waited for the kernels "
-                         "before", k, b);
+                         "before", k % g.n_in_block, b + k / g.n_in_block);
             }
         }
     }
 }
 
 
-/* Ends at the guard. */
 unsigned char *
 emu_shared(size_t *n)
 {
@@ -428,26 +497,54 @@ emu_shared(size_t *n)
         *n = g.shared_bytes;
     }
 
-    return g.shared_pages + EMU_SHARED_MAX - (g.shared_bytes + 15) / 16 * 16;
+    return shared_of(g.now->rank);
 }
 
 
-void
-emu_sync_block()
+unsigned
+emu_cluster_rank()
 {
-    g.now->state = AT_BARRIER;
-    g.moved = true;
+    return g.now->rank;
+}
 
-    if (g.n_done != 0) {
-        emu_fail("waits at a barrier that %u threads have passed by",
-                 g.n_done);
+
+void *
+emu_cluster_at(const void *p, unsigned rank)
+{
+    auto *at = (const unsigned char *) p;
+
+    if (rank >= g.n_blocks || at < emu_shared(NULL)
+        || at >= emu_shared(NULL) + g.shared_bytes)
+    {
+        emu_fail("%p in block %u of a cluster of %u", p, rank, g.n_blocks);
     }
 
-    if (++g.n_at_barrier == g.n) {
-        emu_race_begin(g.n);
-        g.n_at_barrier = 0;
+    return shared_of(rank) + (at - emu_shared(NULL));
+}
 
-        for (unsigned i = 0; i < g.n; i++) {
+
+/* This one waits for all n from fibre `from` on. */
+static void
+sync_fibres(enum fibre_state state, unsigned *n_here, unsigned n_done,
+            unsigned from, unsigned n)
+{
+    g.now->state = state;
+    g.moved = true;
+
+    if (n_done != 0) {
+        emu_fail("waits at a barrier that %u threads have passed by", n_done);
+    }
+
+    if (++*n_here == n) {
+        *n_here = 0;
+
+        if (n == g.n) {
+            emu_race_begin(n);
+        } else {
+            emu_race_meet(from, n);
+        }
+
+        for (unsigned i = from; i < from + n; i++) {
             g.fibres[i].state = READY;
         }
     }
@@ -457,10 +554,28 @@ emu_sync_block()
 
 
 void
+emu_sync_block()
+{
+    unsigned rank = g.now->rank;
+
+    sync_fibres(AT_BARRIER, &g.n_at_barrier[rank], g.n_done_of[rank],
+                rank * g.n_in_block, g.n_in_block);
+}
+
+
+void
+emu_sync_cluster()
+{
+    sync_fibres(AT_CLUSTER, &g.n_at_cluster, g.n_done, 0, g.n);
+}
+
+
+void
 emu_sync_group(unsigned n, void *arg, void (*fn)(void **args, unsigned n))
 {
     fibre   *f = g.now;
-    unsigned from = index_of(f) / n * n;
+    unsigned first = f->rank * g.n_in_block;
+    unsigned from = first + (index_of(f) - first) / n * n;
     unsigned kind = n == EMU_WARP ? 0 : n == 4 * EMU_WARP ? 1 : 2;
     unsigned *n_here = &g.n_in_group[kind][from / EMU_WARP];
 
@@ -605,9 +720,21 @@ emu_barrier_arrive(uint64_t *b, unsigned n_bytes)
 }
 
 
+void
+emu_cluster_arrive(uint64_t *b, unsigned rank)
+{
+    auto *there = (uint64_t *) emu_cluster_at(b, rank);
+
+    look_at_block(there);
+    emu_race_arrive(there);
+    barrier_count(barrier_of(there), 1, 0);
+}
+
+
 static void
 make_copy(const bulk_copy &b)
 {
+    look_at_block(b.c.to);
     memcpy(b.c.to, b.c.from, b.c.n);
     emu_shared_stores(b.c.to, b.c.n);
     barrier_count(barrier_of(b.barrier), 0, -(int) b.c.n);
@@ -659,8 +786,26 @@ emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b)
     if (is_at_once()) {
         make_copy({ { to, from, n }, b });
     } else {
+        look_at_block(to);
         poison(to, n);
         g.bulk.push_back({ { to, from, n }, b });
+    }
+}
+
+
+void
+emu_bulk_copy_all(void *to, const void *from, size_t n, uint64_t *b,
+                  unsigned mask)
+{
+    if (mask == 0 || mask >> g.n_blocks != 0) {
+        emu_fail("a copy to blocks %#x of a cluster of %u", mask, g.n_blocks);
+    }
+
+    for (unsigned rank = 0; rank < g.n_blocks; rank++) {
+        if (mask >> rank & 1) {
+            emu_bulk_copy(emu_cluster_at(to, rank), from, n,
+                          (uint64_t *) emu_cluster_at(b, rank));
+        }
     }
 }
 

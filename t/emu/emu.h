@@ -4,10 +4,10 @@
  *
  * The mental model.  The threads of a block are fibres of one host thread, run
  * one at a time until they wait: at a barrier, for their warp, or for a copy.
- * Blocks run one after the other.  Time does not exist; order does: fibres and
- * blocks take their turns forwards, backwards (where a warp also goes as far as
- * it can) or shuffled (emu_order), so that what only one order of turns makes
- * right is found wrong in another.
+ * Blocks run one after the other, but those of a cluster together.  Time does
+ * not exist; order does: fibres and blocks take their turns forwards, backwards
+ * (where a warp also goes as far as it can) or shuffled (emu_order), so that
+ * what only one order of turns makes right is found wrong in another.
  *
  * Memory says when it is left: device and shared memory end at pages that
  * cannot be touched, and begin as NaN.  Copies to shared memory arrive as late
@@ -28,8 +28,12 @@
 #include <functional>
 
 #define EMU_WARP        32
-#define EMU_THREADS_MAX 1024
-#define EMU_SHARED_MAX  (228 * 1024)    /* bytes, up to a guard */
+#define EMU_THREADS_MAX 1024            /* of a cluster, too */
+#define EMU_CLUSTER_MAX 2               /* blocks */
+/* Bytes of a block's shared memory, and the page behind it, a guard; and of all
+ * blocks of a cluster. */
+#define EMU_SHARED_EACH ((size_t) (228 + 4) * 1024)
+#define EMU_SHARED_MAX  (EMU_CLUSTER_MAX * EMU_SHARED_EACH)
 
 /* Of a function: its loads and stores are not looked at. */
 #define EMU_UNSEEN      __attribute__((no_sanitize("thread")))
@@ -67,15 +71,22 @@ extern unsigned long emu_n_launches;
 extern bool          emu_only_counts;
 extern int           emu_n_sm;
 
-/* Runs a kernel: fn once a thread. */
+/* Runs a kernel: fn once a thread; n_cluster blocks beside each other in x are
+ * a cluster. */
 void emu_run(dim3 n_blocks, dim3 n_threads, size_t shared_bytes, bool overlaps,
-             const std::function<void()> &fn);
+             const std::function<void()> &fn, unsigned n_cluster = 1);
 
 /* The block's shared memory; n: bytes of it, or NULL. */
 unsigned char *emu_shared(size_t *n);
 
 /* Waits until all threads of the block are here. */
 void emu_sync_block();
+
+/* The block's number in its cluster; what p, in its shared memory, is in
+ * another's; and a barrier of all threads of the cluster. */
+unsigned emu_cluster_rank();
+void *emu_cluster_at(const void *p, unsigned rank);
+void emu_sync_cluster();
 
 /* Waits until the `n` threads (warp: 32, warpgroup: 128, or more of the
  * block's first) that this one belongs to are here with their arguments; then
@@ -99,6 +110,13 @@ void emu_barrier_init(uint64_t *b, unsigned n);
 void emu_barrier_arrive(uint64_t *b, unsigned n_bytes);
 void emu_barrier_wait(uint64_t *b, unsigned phase);
 void emu_bulk_copy(void *to, const void *from, size_t n, uint64_t *b);
+
+/* The same at a barrier of another block of the cluster, and to blocks of it,
+ * a bit each of the mask: to and b are this one's.  A block that has ended has
+ * neither memory nor barriers. */
+void emu_cluster_arrive(uint64_t *b, unsigned rank);
+void emu_bulk_copy_all(void *to, const void *from, size_t n, uint64_t *b,
+                       unsigned mask);
 
 /* Such copies from shared memory: made when this thread waits for them, or at
  * once where turns are taken backwards. */
@@ -132,7 +150,7 @@ bool emu_is_bulk_fenced();
 /* The thread whose accesses are looked at: emu.cc says which, access.cc
  * looks. */
 struct emu_watch {
-    unsigned char *shared;      /* NULL: no kernel runs */
+    unsigned char *shared;      /* of all blocks; NULL: no kernel runs */
     size_t         n_shared;
     unsigned       thread;
     bool           is_early;    /* has not waited for the kernels before */
@@ -163,7 +181,7 @@ void emu_shared_stores(const void *p, size_t n);
 /* An addition that nothing comes between. */
 void emu_adds(const void *p);
 
-/* The block has begun, or is at a barrier, with n threads; n of them from
+/* The cluster has begun, or is at a barrier, with n threads; n of them from
  * `from` on are at one; this one has arrived at one, or waited for it; has
  * loaded shared memory, or stored, or asked for a bulk copy to it. */
 void emu_race_begin(unsigned n);

@@ -315,14 +315,14 @@ multiply_oldest(void **args, unsigned)
 void
 emu_group_fence()
 {
-    all[threadIdx.x].fenced = true;
+    all[emu_watch.thread].fenced = true;
 }
 
 
 static void
 add_product(const product &one)
 {
-    thread_products &p = all[threadIdx.x];
+    thread_products &p = all[emu_watch.thread];
 
     if (!p.fenced) {
         emu_fail("a warpgroup's product without a fence");
@@ -369,7 +369,7 @@ emu_group_mma_shared(float *d, uint64_t a_desc, uint64_t b, bool add)
 void
 emu_group_commit()
 {
-    thread_products &p = all[threadIdx.x];
+    thread_products &p = all[emu_watch.thread];
 
     p.groups.push_back(std::move(p.open));
     p.open.clear();
@@ -379,7 +379,7 @@ emu_group_commit()
 void
 emu_group_wait(unsigned n_left)
 {
-    thread_products &p = all[threadIdx.x];
+    thread_products &p = all[emu_watch.thread];
 
     p.fenced = false;
 
@@ -398,7 +398,7 @@ emu_group_wait(unsigned n_left)
 bool
 emu_group_is_idle()
 {
-    const thread_products &p = all[threadIdx.x];
+    const thread_products &p = all[emu_watch.thread];
 
     return p.open.empty() && p.groups.empty();
 }

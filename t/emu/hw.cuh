@@ -21,6 +21,18 @@ hw_lane()
     return threadIdx.x % HW_WARP;
 }
 
+static inline uint32_t
+hw_lane_anew()
+{
+    return hw_lane();
+}
+
+static inline uint32_t
+hw_n_blocks_anew()
+{
+    return gridDim.x;
+}
+
 /* What a lane gives to its warp, and what it gets. */
 template <class T>
 struct hw_exchange {
@@ -370,6 +382,31 @@ static inline void
 hw_bulk_copy(void *to, const void *from, uint32_t n, uint64_t *b)
 {
     emu_bulk_copy(to, from, n, b);
+}
+
+static inline uint32_t
+hw_cluster_rank()
+{
+    return emu_cluster_rank();
+}
+
+static inline void
+hw_cluster_sync()
+{
+    emu_sync_cluster();
+}
+
+static inline void
+hw_cluster_arrive(uint64_t *b, uint32_t rank)
+{
+    emu_cluster_arrive(b, rank);
+}
+
+static inline void
+hw_bulk_copy_all(void *to, const void *from, uint32_t n, uint64_t *b,
+                 uint16_t blocks)
+{
+    emu_bulk_copy_all(to, from, n, b, blocks);
 }
 
 static inline void

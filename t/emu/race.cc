@@ -6,9 +6,9 @@
  * __syncwarp(), barriers of some threads, and arrivals at barriers that it has
  * waited for have told it.  Shuffles and products tell nothing.  Two bytes keep
  * who stored them last, and who loaded them last, and when.  (As in FastTrack,
- * Flanagan and Freund, PLDI'09.)  Behind a barrier of the whole block all is in
- * order: a new round begins.  Single bytes are stored beside others' and not
- * looked at.
+ * Flanagan and Freund, PLDI'09.)  Behind a barrier of the whole block, or of a
+ * whole cluster, all is in order: a new round begins.  Single bytes are stored
+ * beside others' and not looked at.
  */
 #include "emu.h"
 

@@ -22,6 +22,7 @@ struct emu_launched {
     dim3                  n_threads;
     size_t                shared_bytes;
     bool                  overlaps;
+    unsigned              n_cluster;
     std::function<void()> fn;
 };
 
@@ -104,7 +105,8 @@ run_all_late(emu_stream *s)
 static void
 run(const emu_launched &l)
 {
-    emu_run(l.n_blocks, l.n_threads, l.shared_bytes, l.overlaps, l.fn);
+    emu_run(l.n_blocks, l.n_threads, l.shared_bytes, l.overlaps, l.fn,
+            l.n_cluster);
 }
 
 
@@ -256,6 +258,33 @@ emu_allow_shared(const void *kernel, int n)
 }
 
 
+/* Blocks of a cluster, which is a row of them. */
+static unsigned
+cluster_of(const cudaLaunchConfig_t *c)
+{
+    unsigned n = 1;
+
+    for (unsigned i = 0; i < c->numAttrs; i++) {
+        if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) {
+            auto &dim = c->attrs[i].val.clusterDim;
+
+            n = dim.y == 1 && dim.z == 1 ? dim.x : 0;
+        }
+    }
+
+    return n;
+}
+
+
+cudaError_t
+emu_count_clusters(int *n, const cudaLaunchConfig_t *c)
+{
+    *n = emu_n_sm / (int) cluster_of(c);
+
+    return cudaSuccess;
+}
+
+
 cudaError_t
 emu_launch(const cudaLaunchConfig_t *c, const void *kernel,
            std::function<void()> fn)
@@ -270,17 +299,19 @@ emu_launch(const cudaLaunchConfig_t *c, const void *kernel,
     }
 
     for (unsigned i = 0; i < c->numAttrs; i++) {
-        overlaps |= c->attrs[i].val.programmaticStreamSerializationAllowed
-                    != 0;
+        overlaps |= c->attrs[i].id
+                    == cudaLaunchAttributeProgrammaticStreamSerialization
+                    && c->attrs[i].val.programmaticStreamSerializationAllowed;
     }
 
     if (c->stream != NULL && c->stream->capture != NULL) {
         c->stream->capture->nodes.push_back({
-            c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps, fn });
+            c->gridDim, c->blockDim, c->dynamicSmemBytes, overlaps,
+            cluster_of(c), fn });
 
     } else {
         emu_launched l = { c->gridDim, c->blockDim, c->dynamicSmemBytes,
-                           overlaps, fn };
+                           overlaps, cluster_of(c), fn };
 
         return do_later(c->stream, [=] { run(l); });
     }

@@ -845,6 +845,121 @@ test_bulk_put(void **)
 }
 
 
+enum cluster_fault {
+    CLUSTER_RIGHT, OWN_ALONE, NOT_MADE, ENDS, TO_ITSELF, FEW_BYTES, NO_ROOM
+};
+
+/*
+ * Two blocks through one stage, each copying half of what both are to read: its
+ * first thread to both, the others wait, read and say so to both.  How many
+ * words were wrong.  The second block is slower: it has another warp read.
+ */
+static unsigned
+cluster_rounds(enum cluster_fault fault)
+{
+    static uint4 from[4][2];
+    unsigned     n_wrong = 0, n_rounds = 4;
+
+    for (unsigned i = 0; i < 8; i++) {
+        from[i / 2][i % 2].w = i + 1;
+    }
+
+    emu_run(2, 64, 64, false, [&] {
+        uint4    *stage = (uint4 *) (void *) hw_shared();
+        uint64_t *full = (uint64_t *) (void *) (hw_shared() + 32);
+        uint64_t *empty = full + 1;
+        unsigned  rank = hw_cluster_rank();
+
+        if (threadIdx.x == 0) {
+            hw_barrier_init(full, 1);
+            hw_barrier_init(empty, fault == OWN_ALONE ? 1 : 2);
+        }
+
+        if (fault == NOT_MADE) {
+            __syncthreads();
+        } else {
+            hw_cluster_sync();
+        }
+
+        for (unsigned i = 0; i < n_rounds; i++) {
+            if (threadIdx.x == 0) {
+                hw_barrier_wait(empty, i % 2 ^ 1);
+                hw_barrier_expect(full, fault == FEW_BYTES ? 16 : 32);
+                hw_bulk_copy_all(stage + rank, &from[i][rank], 16, full,
+                                 fault == TO_ITSELF ? 1u << rank
+                                 : fault == NO_ROOM ? 7 : 3);
+            }
+
+            if (threadIdx.x == 32 * rank + 1) {
+                hw_barrier_wait(full, i % 2);
+                n_wrong += stage[0].w != 2 * i + 1;
+                emu_yield();
+                n_wrong += stage[1].w != 2 * i + 2;
+
+                if (fault == OWN_ALONE) {
+                    hw_barrier_arrive(empty);
+                } else {
+                    hw_cluster_arrive(empty, 0);
+                    hw_cluster_arrive(empty, 1);
+                }
+            }
+        }
+
+        if (fault != ENDS) {
+            hw_cluster_sync();
+        }
+    }, 2);
+
+    return n_wrong;
+}
+
+
+/* A producer that does not wait for the other block's readers, barriers that
+ * are not there yet, a block that ends while the other arrives, bytes that do
+ * not come or nobody announced, and a third block of two. */
+static void
+test_cluster(void **)
+{
+    for (enum cluster_fault f : { OWN_ALONE, NOT_MADE, ENDS, TO_ITSELF,
+                                  FEW_BYTES, NO_ROOM })
+    {
+        assert_true(is_caught([=] { return cluster_rounds(f) != 0; }));
+    }
+
+    assert_false(is_caught([] { return cluster_rounds(CLUSTER_RIGHT) != 0; }));
+}
+
+
+/* A cluster is whole, and no larger than it may be. */
+static void
+test_cluster_launch(void **)
+{
+    auto launch = [](unsigned n_blocks, unsigned n_cluster) {
+        unsigned             blocks = 0;
+        cudaLaunchAttribute  attr = {};
+        cudaLaunchConfig_t   c = {};
+
+        attr.id = cudaLaunchAttributeClusterDimension;
+        attr.val.clusterDim.x = n_cluster;
+        attr.val.clusterDim.y = attr.val.clusterDim.z = 1;
+        c.gridDim = n_blocks;
+        c.attrs = &attr;
+        c.numAttrs = 1;
+        c.blockDim = 32;
+        emu_launch(&c, NULL, [&] {
+            blocks |= (threadIdx.x == 0 && hw_cluster_rank() == blockIdx.x % 2)
+                      << blockIdx.x;
+        });
+
+        return blocks == 15 ? 0 : 1;
+    };
+
+    assert_false(is_caught([&] { return launch(4, 2); }));
+    assert_true(is_caught([&] { return launch(5, 2); }));
+    assert_true(is_caught([&] { return launch(4, 4); }));
+}
+
+
 int
 main()
 {
@@ -869,6 +984,8 @@ main()
         cmocka_unit_test(test_group_fp8),
         cmocka_unit_test(test_group_shared),
         cmocka_unit_test(test_bulk_put),
+        cmocka_unit_test(test_cluster),
+        cmocka_unit_test(test_cluster_launch),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);
