@@ -388,7 +388,7 @@ void cuda_gate_up(struct cuda *c, const struct cuda_norm *norm,
                   const struct cuda_linear_op *gate, const struct weight *up,
                   struct tensor y);
 
-/* wide.cu.  Whether it is for such a product, of gate and up or of w alone; the
+/* wide_op.cu.  Whether it is for such a product, of gate and up or of w alone; the
  * product, -1: it is not.  With norm, not NULL, x is its output, and made as
  * well; with up, not NULL, of one matrix: silu(W x) * (up x). */
 int cuda_wide_wants(const struct cuda *c, const struct weight *w,
