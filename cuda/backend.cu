@@ -325,10 +325,11 @@ cuda_open(const char *name, int n_threads, struct err *e)
 {
     int deterministic = strcmp(name, "cuda:deterministic") == 0;
     int only_mma = strcmp(name, "cuda:mma") == 0;
+    int unpaired = strcmp(name, "cuda:unpaired") == 0;
 
-    if (strcmp(name, "cuda") != 0 && !deterministic && !only_mma) {
-        err_set(e, "backend \"%s\": expected cuda, cuda:deterministic or "
-                "cuda:mma", name);
+    if (strcmp(name, "cuda") != 0 && !deterministic && !only_mma && !unpaired) {
+        err_set(e, "backend \"%s\": expected cuda, cuda:deterministic, "
+                "cuda:mma or cuda:unpaired", name);
         return NULL;
     }
 
@@ -368,6 +369,10 @@ cuda_open(const char *name, int n_threads, struct err *e)
 
     c->b.n_threads = pool_place(c->pool)->n;
     c->warpgroups = c->major == 9 && !deterministic && !only_mma;
+
+    if (c->warpgroups && !unpaired) {
+        cuda_wide_open(c);
+    }
 
     if (cuda_uploads_open(c, e) != 0) {
         pool_free(c->pool);

@@ -85,6 +85,8 @@ struct cuda {
     struct backend_ops ops;         /* b.ops */
     int               deterministic;    /* D6 holds: see step.cu */
     int               warpgroups;   /* wide.cu's kernels may be used */
+    int               n_pairs;      /* clusters of two of its blocks that there
+                                       is room for; 0: it shall have none */
     int               n_sm;
     int               major;        /* of the compute capability */
     size_t            shared_max;   /* bytes that a block may have */
@@ -142,24 +144,30 @@ void cuda_fail(const char *file, int line, const char *call, cudaError_t e);
         }                                                                     \
     } while (0)
 
-/* Launches a kernel behind the others, overlapping with the last. */
+/* Launches a kernel behind the others, overlapping with the last; n_cluster
+ * blocks beside each other in x are a cluster. */
 template <class... P, class... A>
 static inline void
-cuda_launch(struct cuda *c, dim3 n_blocks, dim3 n_threads, size_t shared_bytes,
-            void (*kernel)(P...), A... args)
+cuda_launch_clusters(struct cuda *c, unsigned n_cluster, dim3 n_blocks,
+                     dim3 n_threads, size_t shared_bytes,
+                     void (*kernel)(P...), A... args)
 {
-    cudaLaunchAttribute attr = {};
+    cudaLaunchAttribute attrs[2] = {};
     cudaLaunchConfig_t  config = {};
 
-    attr.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attr.val.programmaticStreamSerializationAllowed = 1;
+    attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attrs[0].val.programmaticStreamSerializationAllowed = 1;
+    attrs[1].id = cudaLaunchAttributeClusterDimension;
+    attrs[1].val.clusterDim.x = n_cluster;
+    attrs[1].val.clusterDim.y = attrs[1].val.clusterDim.z = 1;
 
     config.gridDim = n_blocks;
     config.blockDim = n_threads;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = c->stream;
-    config.attrs = &attr;
-    config.numAttrs = c->major == 9 ? 1 : 0;    /* as hw_depend() */
+    config.attrs = attrs;
+    config.numAttrs = c->major != 9 ? 0         /* as hw_depend() */
+                      : n_cluster == 1 ? 1 : 2;
 
     /* All there is, so that a graph's kernels stay allowed theirs whatever
      * is launched later. */
@@ -170,6 +178,15 @@ cuda_launch(struct cuda *c, dim3 n_blocks, dim3 n_threads, size_t shared_bytes,
     }
 
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, P(args)...));
+}
+
+template <class... P, class... A>
+static inline void
+cuda_launch(struct cuda *c, dim3 n_blocks, dim3 n_threads, size_t shared_bytes,
+            void (*kernel)(P...), A... args)
+{
+    cuda_launch_clusters(c, 1, n_blocks, n_threads, shared_bytes, kernel,
+                         args...);
 }
 
 /* Memory that graphs know has moved: they are made again. */
@@ -388,9 +405,13 @@ void cuda_gate_up(struct cuda *c, const struct cuda_norm *norm,
                   const struct cuda_linear_op *gate, const struct weight *up,
                   struct tensor y);
 
-/* wide_op.cu.  Whether it is for such a product, of gate and up or of w alone; the
- * product, -1: it is not.  With norm, not NULL, x is its output, and made as
- * well; with up, not NULL, of one matrix: silu(W x) * (up x). */
+/* wide.cu: how many clusters there may be. */
+void cuda_wide_open(struct cuda *c);
+
+/* wide_op.cu.  Whether warpgroups are for such a product, of gate and up or of
+ * w alone; the product, -1: they are not.  With norm, not NULL, x is its
+ * output, and made as well; with up, not NULL, of one matrix: silu(W x) *
+ * (up x). */
 int cuda_wide_wants(const struct cuda *c, const struct weight *w,
                     uint32_t n_rows, int is_gate_up);
 int cuda_wide_heads(struct cuda *c, const struct heads *a,

@@ -394,8 +394,8 @@ hw_cluster_sync(void)
 }
 
 /* hw_barrier_arrive() at what b is in block `rank`.  Not .release.cluster,
- * which nvcc makes a fence for the whole device of: it says that this warp has read,
- * no more, and who waits for it only copies. */
+ * of which nvcc makes a fence for the whole device: it says that this warp has
+ * read, no more, and who waits for it only copies. */
 static __device__ __forceinline__ void
 hw_cluster_arrive(uint64_t *b, uint32_t rank)
 {

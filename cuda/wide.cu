@@ -3,10 +3,11 @@
  * (wgmma): prompts' linears, their experts, and their keys and values.
  * Elsewhere, and for fewer rows, see tile.cuh and stream.cuh.
  *
- *   bytes: a tile of 256 outputs by 128 rows reads 48 KiB for 64 columns (fp8:
- *   128), of which it makes 4.2 (8.4) MFLOP: bound by wgmma's rate if L2 gives
- *   10 TB/s, by L2 below.  The weights' side is the longer one, since an
- *   expert's last tile of rows is empty in part, half a tile on average.
+ *   bytes: a tile of 256 outputs by 128 rows takes 48 KiB for 64 columns (fp8:
+ *   128), of which it makes 4.2 (8.4) MFLOP, and in a cluster reads 32 of them:
+ *   bound by wgmma's rate if L2 gives 8 TB/s (alone 12), by L2 below.  The
+ *   weights' side is the longer one, since an expert's last tile of rows is
+ *   empty in part, half a tile on average.
  *
  * x comes in atoms (wide.cuh), in the weights' type: with weights in fp8, x is
  * rounded to fp8 as well, with a scale to 128 columns of a row.
@@ -41,6 +42,12 @@
  * reads goes through shared memory, where it is put in atoms, and is copied
  * from there.
  *
+ * With C = 2 blocks are in clusters of two, which have the same outputs of two
+ * tiles of rows beside each other.  Each copies its own rows, and every other
+ * row tile of weights to both; a stage is free again when the consumers of both
+ * have read it.  Of an odd number of tiles the last one's neighbour is empty:
+ * its block takes part in copying, and multiplies nothing.
+ *
  * What bounds it on an H200 (132 multiprocessors, 1.83 GHz, in each 4096 FLOPs
  * of bf16 a cycle, 8192 of fp8), by arithmetic:
  *
@@ -53,15 +60,28 @@
  *                   warpgroup's fill, unless both wait at once.
  *   memory          200 KiB in flight of all stages are 3 to 4 thousand cycles
  *                   of products; it answers within about 1000.
- *   L2              at wgmma's full rate 11.6 TB/s of all together (fp8: 12.0,
- *                   with two terms 7.9).  If it gives 7.5, which is a guess:
- *                   640 TFLOP/s in bf16; in fp8 down 1240, gate and up 940
- *                   counted as one term, the three together 1020.
+ *   L2              of all together, in TB/s: what wgmma's full rate wants, and
+ *                   the TFLOP/s (two terms counted as one) if it gives 5.5 and
+ *                   7.5; published figures are 5.5 to 7.
  *
- * So L2 has what 600 and 1000 TFLOP/s want, but hardly more.  The next thing to
- * do would be clusters of two blocks that have an expert's same weights for 256
- * rows, each copying half of them to both: 32 KiB where there are 48.  A larger
- * tile has no registers: 128 sums a thread, 32 of weights, fp8's 64 of a part.
+ *                              alone               in clusters, if L2 sends
+ *                        wants   5.5   7.5       wants   5.5   7.5   once
+ *     bf16                11.6   470   640         7.7   700   960
+ *     fp8, down           12.0   910  1240         8.0  1360  1860
+ *     gate and up          7.9   690   940         5.9   920   990
+ *     the three                  750  1020              1030  1170
+ *
+ * So alone L2 has what 600 and 1000 TFLOP/s want if it is at its best, in
+ * clusters with room to spare.  What they cost: a block waits for the slower
+ * one of two; and an expert's last tiles are empty by 128 rows on average where
+ * there were 64: r rows take (r + 128) / (r + 64) of the time, 1.08 at 768 (of
+ * 8192 rows to 6 of 64 experts), 1.11 at 512, below which there are none.
+ * Linears know their tiles, and may have one more to nine.  No multiprocessor
+ * is lost if all can be had in pairs, as they are made; the runtime says how
+ * many.
+ *
+ * A larger tile has no registers: 128 sums a thread, 32 of weights, fp8's 64 of
+ * a part.
  *
  * cuBLASLt, which reads rows, would want a second copy of the weights, for
  * prompts alone: it is what t/bench/cuda measures beside (peer.py's ceiling).
@@ -83,6 +103,10 @@
 #define PIECES          4                       /* k of wgmma, in a stage */
 #define HALF_TILES      (GROUPS * 4)            /* row tiles in a half */
 #define SCALES_BYTES    (WIDE_ROWS * 4)
+/* Where clusters of two pay: experts of so many rows on average; or not more
+ * than one empty tile to so many others. */
+#define PAIRED_ROWS     512
+#define PAIRED_MORE     9
 
 /* A tile, and how far the tiles are counted. */
 struct wide_tile {
@@ -92,6 +116,14 @@ struct wide_tile {
     uint32_t row0;                  /* of the matrix */
     uint32_t n_rows;                /* of it */
     uint32_t out0;                  /* row tile of the first half */
+};
+
+/* What a lane copies of every stage of a tile. */
+struct wide_copy {
+    const unsigned char *from;      /* for the next one */
+    uint32_t             to;
+    uint32_t             n;         /* bytes; 0: nothing */
+    uint32_t             step;
 };
 
 
@@ -185,8 +217,19 @@ phase_of(uint32_t i)
 }
 
 
-/* Tile number `tile`; false: there are fewer.  t is the one before, or zeros;
- * numbers only rise. */
+/* Of the block in its cluster, which has C. */
+template <int C>
+static __device__ __forceinline__ uint32_t
+rank_of(void)
+{
+    return C == 1 ? 0 : hw_cluster_rank();
+}
+
+
+/* This block's number `tile`; false: there are fewer.  t is the one before, or
+ * zeros; numbers only rise.  Blocks of a cluster have the same number, and rows
+ * beside each other, of which the last's may be none. */
+template <int C>
 static __device__ bool
 find_tile(struct wide_tile &t, const struct wide_args &a, uint32_t tile)
 {
@@ -203,7 +246,7 @@ find_tile(struct wide_tile &t, const struct wide_args &a, uint32_t tile)
         t.n_rows = a.start == NULL ? a.n_rows
                                    : a.start[t.i + 1] - a.start[t.i];
 
-        uint32_t n = cuda_div_up(t.n_rows, WIDE_ROWS) * t.n_outs;
+        uint32_t n = cuda_div_up(t.n_rows, C * WIDE_ROWS) * t.n_outs;
 
         if (tile < t.first + n) {
             break;
@@ -212,7 +255,7 @@ find_tile(struct wide_tile &t, const struct wide_args &a, uint32_t tile)
         t.first += n;
     }
 
-    t.row0 = (tile - t.first) / t.n_outs * WIDE_ROWS;
+    t.row0 = ((tile - t.first) / t.n_outs * C + rank_of<C>()) * WIDE_ROWS;
     t.out0 = (tile - t.first) % t.n_outs * width;
 
     return true;
@@ -251,64 +294,84 @@ tiles_of(const struct wide_args &a, const struct wide_tile &t)
 }
 
 
-/* Lane l < 16 copies row tile l of the stage, 8 of a half. */
-template <enum dtype T, int N>
+/* Lane l < 16 copies row tile l of a stage, 8 of a half; of a cluster, every
+ * C'th to all of its blocks. */
+template <enum dtype T, int C>
 static __device__ __forceinline__ void
-copy_weights(const struct wide_args &a, const struct wide_tile &t, uint32_t k,
-             uint32_t i)
+find_weights(struct wide_copy &c, const struct wide_args &a,
+             const struct wide_tile &t)
 {
-    uint32_t             l = hw_lane();
+    uint32_t             l = hw_lane_anew();
     bool                 is_up = a.up.n_out != 0 && l >= HALF_TILES;
     uint32_t             tile = t.out0 + (is_up ? l - HALF_TILES : l);
     struct stream_matrix m = is_up ? a.up : a.m;
 
-    if (l >= 2 * HALF_TILES || tile >= cuda_div_up(m.n_out, CUDA_TILE)
-        || (a.up.n_out != 0 && !is_up && l >= HALF_TILES))
-    {
+    if (l % C == rank_of<C>() && tile < cuda_div_up(m.n_out, CUDA_TILE)) {
+        c.n = w_room<T>();
+    }
+
+    c.to = ATOMS_BYTES + l * w_room<T>();
+    c.step = w_room<T>();
+    c.from = m.w + (is_up ? a.up_bytes : a.m_bytes) * t.i
+             + (size_t) tile
+               * (T == DTYPE_FP8
+                  ? cuda_div_up(m.n_in, CUDA_FP8_COLS) * CUDA_FP8_BYTES
+                  : cuda_div_up(m.n_in, CUDA_TILE) * 512);
+}
+
+
+/* Lanes 16 and on copy what there is of x: n_blocks from `block` on; its
+ * scales; its second term. */
+template <enum dtype T, int N>
+static __device__ __forceinline__ void
+find_x(struct wide_copy &c, const struct wide_args &a,
+       const struct wide_tile &t, uint32_t block, uint32_t n_blocks)
+{
+    size_t   at = (size_t) a.x_cols * t.i * a.x.n_blocks + block;
+    uint32_t part = hw_lane_anew() - 2 * HALF_TILES;
+
+    if (part == 0 || (N == 2 && part == 2)) {
+        c.from = a.x.data + (at + (part == 2 ? a.x.n_blocks : 0)) * ATOM_BYTES;
+        c.to = part == 2 ? second_at<T>() : 0;
+        c.n = n_blocks * ATOM_BYTES;
+        c.step = N * a.x.n_blocks * ATOM_BYTES;
+
+    } else if (T == DTYPE_FP8 && part == 1) {
+        c.from = (const unsigned char *) (a.x.scales + at * ATOM_ROWS);
+        c.to = ATOMS_BYTES + 2 * HALF_TILES * w_room<T>();
+        c.n = n_blocks * ATOM_ROWS * 4;
+        c.step = N * a.x.n_blocks * ATOM_ROWS * 4;
+    }
+}
+
+
+template <enum dtype T, int N, int C>
+static __device__ __forceinline__ void
+make_copy(struct wide_copy &c, const struct wide_args &a, uint32_t k,
+          uint32_t i)
+{
+    bool is_x = hw_lane() >= 2 * HALF_TILES;
+
+    if (c.n == 0) {
         return;
     }
 
-    m.w += (is_up ? a.up_bytes : a.m_bytes) * t.i;
-    m.w += T == DTYPE_FP8
-           ? ((size_t) tile * cuda_div_up(m.n_in, CUDA_FP8_COLS) + k)
-             * CUDA_FP8_BYTES
-           : ((size_t) tile * cuda_div_up(m.n_in, CUDA_TILE) + k * PIECES)
-             * 512;
-    hw_bulk_copy(stage_of<T, N>(i) + ATOMS_BYTES + l * w_room<T>(), m.w,
-                 w_bytes<T>(a, k), full_of<T, N>(i));
+    if (C == 1 || is_x) {
+        hw_bulk_copy(stage_of<T, N>(i) + c.to, c.from,
+                     is_x ? c.n : w_bytes<T>(a, k), full_of<T, N>(i));
+    } else {
+        hw_bulk_copy_all(stage_of<T, N>(i) + c.to, c.from, w_bytes<T>(a, k),
+                         full_of<T, N>(i), (1 << C) - 1);
+    }
+
+    c.from += c.step;
 }
 
 
-/* Lanes 16 and on copy what there is of x. */
-template <enum dtype T, int N>
-static __device__ __forceinline__ void
-copy_x(const struct wide_args &a, const struct wide_tile &t, uint32_t k,
-       uint32_t i, uint32_t block, uint32_t n_blocks)
-{
-    size_t at = (size_t) (a.x_cols * t.i + k * N) * a.x.n_blocks + block;
-
-    if (hw_lane() == 2 * HALF_TILES) {
-        hw_bulk_copy(stage_of<T, N>(i), a.x.data + at * ATOM_BYTES,
-                     n_blocks * ATOM_BYTES, full_of<T, N>(i));
-    }
-
-    if (T == DTYPE_FP8 && hw_lane() == 2 * HALF_TILES + 1) {
-        hw_bulk_copy(stage_of<T, N>(i) + ATOMS_BYTES
-                     + 2 * HALF_TILES * w_room<T>(), a.x.scales
-                     + at * ATOM_ROWS, n_blocks * ATOM_ROWS * 4,
-                     full_of<T, N>(i));
-    }
-
-    if (N == 2 && hw_lane() == 2 * HALF_TILES + 2) {
-        hw_bulk_copy(stage_of<T, N>(i) + second_at<T>(),
-                     a.x.data + (at + a.x.n_blocks) * ATOM_BYTES,
-                     n_blocks * ATOM_BYTES, full_of<T, N>(i));
-    }
-}
-
-
-/* The warp that copies: stage i is the i'th of this block, of whatever tile. */
-template <enum dtype T, int N>
+/* The warp that copies: stage i is the i'th of this block, of whatever tile.  A
+ * stage that is free in all blocks of the cluster may not be announced yet in
+ * another: bytes that come before are counted in the same phase. */
+template <enum dtype T, int N, int C>
 static __device__ void
 produce(const struct wide_args &a)
 {
@@ -317,15 +380,23 @@ produce(const struct wide_args &a)
 
     hw_bulk_fence();
 
-    for (uint32_t tile = blockIdx.x; find_tile(t, a, tile);
-         tile += gridDim.x)
+    for (uint32_t tile = blockIdx.x; find_tile<C>(t, a, tile / C);
+         tile += hw_n_blocks_anew())
     {
         uint32_t block = first_block(a.start, t.i) + t.row0 / ATOM_ROWS;
-        uint32_t n_blocks = min((uint32_t) (WIDE_ROWS / ATOM_ROWS),
-                                a.x.n_blocks - block);
+        uint32_t n_blocks = C > 1 && t.row0 >= t.n_rows ? 0
+                            : min((uint32_t) (WIDE_ROWS / ATOM_ROWS),
+                                  a.x.n_blocks - block);
         uint32_t n_w = tiles_of(a, t);
         uint32_t n_x = n_blocks * (N * ATOM_BYTES
                                    + (T == DTYPE_FP8 ? ATOM_ROWS * 4 : 0));
+        struct wide_copy c = {};
+
+        if (hw_lane() < 2 * HALF_TILES) {
+            find_weights<T, C>(c, a, t);
+        } else {
+            find_x<T, N>(c, a, t, block, n_blocks);
+        }
 
         for (uint32_t k = 0; k < n_k; k++, i++) {
             hw_barrier_wait(free_of<T, N>(i), phase_of<N>(i) ^ 1);
@@ -336,9 +407,24 @@ produce(const struct wide_args &a)
             }
 
             __syncwarp();
-            copy_weights<T, N>(a, t, k, i);
-            copy_x<T, N>(a, t, k, i, block, n_blocks);
+            make_copy<T, N, C>(c, a, k, i);
         }
+    }
+}
+
+
+/* This warp has read stage i. */
+template <enum dtype T, int N, int C>
+static __device__ __forceinline__ void
+give_back(uint32_t i)
+{
+    if (C == 1) {
+        if (hw_lane() == 0) {
+            hw_barrier_arrive(free_of<T, N>(i));
+        }
+
+    } else if (hw_lane() < C) {
+        hw_cluster_arrive(free_of<T, N>(i), hw_lane());
     }
 }
 
@@ -356,6 +442,7 @@ load_a(const unsigned char *stage, uint32_t tile, uint32_t u, uint32_t n_u)
 
 
 /* acc = this warpgroup's 64 outputs of both halves, of a whole tile. */
+template <int C>
 static __device__ __forceinline__ void
 multiply_bf16(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
 {
@@ -392,10 +479,7 @@ multiply_bf16(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
         hw_group_keep(acc[0]);
         hw_group_keep(acc[1]);
         __syncwarp();
-
-        if (hw_lane() == 0) {
-            hw_barrier_arrive(free_of<T, N>(*i));
-        }
+        give_back<T, N, C>(*i);
     }
 }
 
@@ -426,7 +510,7 @@ promote(float (&acc)[64], const float (&part)[64], const unsigned char *stage,
 }
 
 
-template <int N>
+template <int N, int C>
 static __device__ __forceinline__ void
 multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
 {
@@ -472,10 +556,21 @@ multiply_fp8(float (&acc)[2][64], const struct wide_args &a, uint32_t *i)
 
         /* All lanes have their scales. */
         __syncwarp();
+        give_back<T, N, C>(*i);
+    }
+}
 
-        if (hw_lane() == 0) {
-            hw_barrier_arrive(free_of<T, N>(*i));
-        }
+
+/* A tile without rows: its stages are the other block's. */
+template <enum dtype T, int N, int C>
+static __device__ __forceinline__ void
+skip(const struct wide_args &a, uint32_t *i)
+{
+    uint32_t n_k = cuda_div_up(a.m.n_in, atom_cols(T));
+
+    for (uint32_t k = 0; k < n_k; k++, ++*i) {
+        hw_barrier_wait(full_of<T, N>(*i), phase_of<N>(*i));
+        give_back<T, N, C>(*i);
     }
 }
 
@@ -722,22 +817,27 @@ store_keys(float (&acc)[2][64], const struct wide_args &a,
 }
 
 
-template <enum dtype T, int N>
+template <enum dtype T, int N, int C>
 static __device__ __forceinline__ void
 consume(const struct wide_args &a)
 {
     struct wide_tile t = {};
     uint32_t         i = 0;
 
-    for (uint32_t tile = blockIdx.x; find_tile(t, a, tile);
+    for (uint32_t tile = blockIdx.x; find_tile<C>(t, a, tile / C);
          tile += gridDim.x)
     {
         float acc[2][64];
 
+        if (C > 1 && t.row0 >= t.n_rows) {
+            skip<T, N, C>(a, &i);
+            continue;
+        }
+
         if (T == DTYPE_FP8) {
-            multiply_fp8<N>(acc, a, &i);
+            multiply_fp8<N, C>(acc, a, &i);
         } else {
-            multiply_bf16(acc, a, &i);
+            multiply_bf16<C>(acc, a, &i);
         }
 
         if (a.out == WIDE_ACTIVATION) {
@@ -753,18 +853,31 @@ consume(const struct wide_args &a)
 }
 
 
-template <enum dtype T, int N>
+template <int C>
+static __device__ __forceinline__ void
+sync_all(void)
+{
+    if (C == 1) {
+        __syncthreads();
+    } else {
+        hw_cluster_sync();
+    }
+}
+
+
+/* In clusters of C blocks. */
+template <enum dtype T, int N, int C>
 static __global__ void __launch_bounds__(THREADS, 1)
 wide_kernel(const struct wide_args a)
 {
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < stages<N>(); i++) {
             hw_barrier_init(full_of<T, N>(i), 1);
-            hw_barrier_init(free_of<T, N>(i), GROUPS * 4);
+            hw_barrier_init(free_of<T, N>(i), C * GROUPS * 4);
         }
     }
 
-    __syncthreads();
+    sync_all<C>();
     hw_depend();
     hw_release();
 
@@ -772,12 +885,47 @@ wide_kernel(const struct wide_args a)
         hw_group_registers_fewer<REGISTERS_COPY>();
 
         if (threadIdx.x / HW_WARP == GROUPS * 4) {
-            produce<T, N>(a);
+            produce<T, N, C>(a);
         }
 
     } else {
         hw_group_registers_more<REGISTERS>();
-        consume<T, N>(a);
+        consume<T, N, C>(a);
+    }
+
+    /* Nobody arrives at a block that has ended. */
+    if (C > 1) {
+        hw_cluster_sync();
+    }
+}
+
+
+/* Whether clusters pay, see above. */
+static int
+is_paired(const struct cuda *c, const struct wide_args *a)
+{
+    uint32_t n_tiles = cuda_div_up(a->n_rows, WIDE_ROWS);
+    uint32_t n_pairs = cuda_div_up(a->n_rows, 2 * WIDE_ROWS);
+
+    if (c->n_pairs == 0) {
+        return 0;
+    }
+
+    return a->start != NULL ? a->n_rows >= PAIRED_ROWS * a->n
+           : 2 * n_pairs * PAIRED_MORE <= n_tiles * (PAIRED_MORE + 1);
+}
+
+
+template <enum dtype T, int N>
+static void
+launch(struct cuda *c, const struct wide_args *a)
+{
+    if (is_paired(c, a)) {
+        cuda_launch_clusters(c, 2, 2 * c->n_pairs, THREADS, room_bytes<T, N>(),
+                             wide_kernel<T, N, 2>, *a);
+    } else {
+        cuda_launch(c, c->n_sm, THREADS, room_bytes<T, N>(),
+                    wide_kernel<T, N, 1>, *a);
     }
 }
 
@@ -786,15 +934,36 @@ void
 cuda_wide(struct cuda *c, const struct wide_args *a, enum dtype dtype)
 {
     if (dtype == DTYPE_BF16) {
-        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_BF16, 1>(),
-                    wide_kernel<DTYPE_BF16, 1>, *a);
+        launch<DTYPE_BF16, 1>(c, a);
 
     } else if (a->two_terms) {
-        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_FP8, 2>(),
-                    wide_kernel<DTYPE_FP8, 2>, *a);
+        launch<DTYPE_FP8, 2>(c, a);
 
     } else {
-        cuda_launch(c, c->n_sm, THREADS, room_bytes<DTYPE_FP8, 1>(),
-                    wide_kernel<DTYPE_FP8, 1>, *a);
+        launch<DTYPE_FP8, 1>(c, a);
     }
+}
+
+
+/* Clusters of two that fit on the device at once; the kernel with most shared
+ * memory says it for all of them, a block to a multiprocessor. */
+void
+cuda_wide_open(struct cuda *c)
+{
+    cudaLaunchAttribute attr = {};
+    cudaLaunchConfig_t  config = {};
+
+    attr.id = cudaLaunchAttributeClusterDimension;
+    attr.val.clusterDim.x = 2;
+    attr.val.clusterDim.y = attr.val.clusterDim.z = 1;
+    config.gridDim = (unsigned) c->n_sm / 2 * 2;
+    config.blockDim = THREADS;
+    config.dynamicSmemBytes = room_bytes<DTYPE_BF16, 1>();
+    config.attrs = &attr;
+    config.numAttrs = 1;
+    CUDA_CHECK(cudaFuncSetAttribute(
+        wide_kernel<DTYPE_BF16, 1, 2>,
+        cudaFuncAttributeMaxDynamicSharedMemorySize, (int) c->shared_max));
+    CUDA_CHECK(cudaOccupancyMaxActiveClusters(
+        &c->n_pairs, wide_kernel<DTYPE_BF16, 1, 2>, &config));
 }

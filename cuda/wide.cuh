@@ -70,7 +70,7 @@ struct wide_args {
     struct atoms         x;
     uint32_t             x_cols;    /* column blocks from matrix to matrix */
     int                  two_terms;
-    uint32_t             n_rows;    /* where start is NULL */
+    uint32_t             n_rows;    /* of a matrix; with start, of all */
     const uint32_t      *start;     /* (n + 1) an expert's first row of y */
     enum wide_out        out;
     struct tensor        y;

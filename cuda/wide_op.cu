@@ -141,6 +141,7 @@ cuda_wide_moe(struct cuda *c, const struct moe *m, const uint32_t *place,
     a.n = n;
     a.x = x.y;
     a.two_terms = two_terms;
+    a.n_rows = n_slots;
     a.start = start;
     a.out = WIDE_ACTIVATION;
     cuda_wide(c, &a, t);

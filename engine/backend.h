@@ -336,9 +336,10 @@ struct backend {
 
 /* "cpu" (the best that this machine runs), or by name "cpu:ref", "cpu:avx2",
  * "cpu:avx512", "cpu:avx512vnni", "cpu:avx512bf16", "cpu:amx"; "cuda", or with
- * D6 "cuda:deterministic", or without Hopper's warpgroups "cuda:mma"; "auto":
- * cuda where there is one, else cpu.  n_threads 0 = one per core; pin: each
- * stays on its core, as cpu/place.h has it.  NULL: e. */
+ * D6 "cuda:deterministic", or without Hopper's warpgroups "cuda:mma", or
+ * without its clusters "cuda:unpaired"; "auto": cuda where there is one, else
+ * cpu.  n_threads 0 = one per core; pin: each stays on its core, as cpu/place.h
+ * has it.  NULL: e. */
 struct backend *backend_open(const char *name, int n_threads, int pin,
                              struct err *e);
 

@@ -28,7 +28,7 @@ for ([1, 1], [2, 1], [2, 2]) {
 }
 
 # What does not have Hopper's warpgroups goes other ways, or may not use them.
-for my $kind (qw(mma deterministic)) {
+for my $kind (qw(unpaired mma deterministic)) {
     local $ENV{MOE_TEST_BACKEND} = "cuda:$kind";
     passes($_, "every op, $kind") for @tests;
 }

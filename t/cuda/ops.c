@@ -178,6 +178,12 @@ test_linear(void **state)
         check_linear(dtypes[i], 261, 257, 70, 1);
     }
 
+    /* Those of clusters: an even number of them, and nine. */
+    for (int i = 1; i < 3; i++) {
+        check_linear(dtypes[i], 500, 300, 330, 1);
+        check_linear(dtypes[i], 1100, 40, 140, 0);
+    }
+
     if (!is_small()) {
         check_linear(DTYPE_BF16, 1, 2048, 10944, 1);
         check_linear(DTYPE_BF16, 64, 3072, 2048, 0);
@@ -523,6 +529,10 @@ test_moe(void **state)
 
     check_moe(DTYPE_BF16, 220, 4, 2, 328, 160);
     check_moe(DTYPE_FP8, 220, 4, 2, 328, 160);
+
+    /* About 853 rows to each of three: seven tiles. */
+    check_moe(DTYPE_BF16, 1280, 4, 2, 140, 70);
+    check_moe(DTYPE_FP8, 1280, 4, 2, 140, 70);
 
     if (!is_small()) {
         check_moe(DTYPE_BF16, 1, 20, 6, 2048, 1408);

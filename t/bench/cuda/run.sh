@@ -37,7 +37,9 @@ limited() {
 
 # A line a test: which backend, how many cases passed and failed.
 check() {
-    for run in {ops,step,attention}:cuda{,:mma,:deterministic} model:cuda; do
+    for run in {ops,step,attention}:cuda{,:unpaired,:mma,:deterministic} \
+        model:cuda
+    do
         log="$out/${run//:/-}.log"
         MOE_TEST_BACKEND=${run#*:} limited "${CHECK_S:-120}" \
             "$build/t/cuda/${run%%:*}.gpu" > "$log" 2>&1
@@ -63,13 +65,15 @@ sanitize() {
 }
 
 # What the device reaches at best, and then the kernels beside it; those for
-# many rows, and attention, also without warpgroups.
+# many rows, and attention, also without clusters and without warpgroups.
 kernels() {
     ceiling
     limited "${KERNELS_S:-150}" "$build/t/bench/cuda/kernels" \
         > "$out/kernels.log" 2>&1
-    limited "${KERNELS_S:-150}" "$build/t/bench/cuda/kernels" cuda:mma 2048 \
-        2>&1 | grep -v 'cuda\.copy' >> "$out/kernels.log"
+    for kind in unpaired mma; do
+        limited "${KERNELS_S:-150}" "$build/t/bench/cuda/kernels" cuda:$kind \
+            2048 2>&1 | grep -v 'cuda\.copy' >> "$out/kernels.log"
+    done
     cat "$out/kernels.log" >> "$out/bench.log"
 }
 
