@@ -109,17 +109,6 @@ tokens_dealt(struct tokens *t, const struct keys *k,
 /* Steps that repeat themselves, so far: each with addresses of its own. */
 static int n_repeats;
 
-/* In the emulation: kernels launched so far, and how many multiprocessors there
- * are. */
-extern unsigned long emu_n_launches __attribute__((weak));
-extern int           emu_n_sm __attribute__((weak));
-
-static unsigned long
-count_launches(void)
-{
-    return is_emulated() ? emu_n_launches : 0;
-}
-
 
 struct mla_case {
     enum dtype dtype;
@@ -838,15 +827,5 @@ main(void)
         cmocka_unit_test(test_latent),
     };
 
-    cmocka_set_message_output(CM_OUTPUT_TAP);
-
-    if (pair_open() != 0) {
-        return 1;
-    }
-
-    int rc = cmocka_run_group_tests(tests, NULL, NULL);
-
-    pair_close();
-
-    return rc;
+    return pair_run(tests, BASE_COUNT(tests));
 }

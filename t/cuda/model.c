@@ -368,11 +368,8 @@ static const struct larger {
         { { 7, 9, 9, 11 }, { 7, 9, 9, 11 } } } }
 };
 
-/* In the emulation: kernels launched so far; whether they are only counted; and
- * how many multiprocessors there are. */
-extern unsigned long emu_n_launches __attribute__((weak));
-extern bool          emu_only_counts __attribute__((weak));
-extern int           emu_n_sm __attribute__((weak));
+/* In the emulation: whether launches are only counted. */
+extern bool emu_only_counts __attribute__((weak));
 
 /* Kernels before the layers and behind them: embed, angles; gather, norm, head.
  */
@@ -496,12 +493,12 @@ test_larger(void **state)
 
 /* Launches of a step of n tokens from position pos on. */
 static unsigned
-count_launches(struct model *m, int n, int pos)
+step_launches(struct model *m, int n, int pos)
 {
     static const uint32_t tokens[256];
     uint32_t              pages[MAX_TOK / MODEL_PAGE_TOK];
     struct model_segment  seg = { tokens, pages, n, pos, 1, 0 };
-    unsigned long         was = emu_n_launches;
+    unsigned long         was = count_launches();
     float                *logits;
 
     for (uint32_t i = 0; i < BASE_COUNT(pages); i++) {
@@ -510,7 +507,7 @@ count_launches(struct model *m, int n, int pos)
 
     model_forward(m, &seg, 1, &logits);
 
-    return (unsigned) (emu_n_launches - was);
+    return (unsigned) (count_launches() - was);
 }
 
 
@@ -527,7 +524,7 @@ count_layers(const struct larger *l, const int (*steps)[2], size_t n_steps,
         struct model *m = load_larger(dir, "cuda");
 
         for (size_t i = 0; i < n_steps; i++) {
-            unsigned all = count_launches(m, steps[i][0], steps[i][1]);
+            unsigned all = step_launches(m, steps[i][0], steps[i][1]);
 
             n[i][n_layers - 1] = all - LAUNCHES_AROUND
                                  - (n_layers == 2 ? n[i][0] : 0);
@@ -551,7 +548,7 @@ test_launches(void **state)
     static const int devices[] = { 4, 132 };
     const struct larger *l = *state;
 
-    if (&emu_n_launches == NULL) {
+    if (!is_emulated()) {
         skip();
     }
 
@@ -615,15 +612,5 @@ main(void)
         };
     }
 
-    cmocka_set_message_output(CM_OUTPUT_TAP);
-
-    if (pair_open() != 0) {
-        return 1;
-    }
-
-    int rc = cmocka_run_group_tests(tests, NULL, NULL);
-
-    pair_close();
-
-    return rc;
+    return pair_run(tests, BASE_COUNT(tests));
 }

@@ -710,15 +710,5 @@ main(void)
         cmocka_unit_test(test_sample_nan),
     };
 
-    cmocka_set_message_output(CM_OUTPUT_TAP);
-
-    if (pair_open() != 0) {
-        return 1;
-    }
-
-    int rc = cmocka_run_group_tests(tests, NULL, NULL);
-
-    pair_close();
-
-    return rc;
+    return pair_run(tests, BASE_COUNT(tests));
 }

@@ -38,10 +38,22 @@ struct rows {
 };
 
 
+/* In the emulation: kernels launched so far, and how many multiprocessors there
+ * are. */
+extern unsigned long emu_n_launches __attribute__((weak));
+extern int           emu_n_sm __attribute__((weak));
+
 static inline int
 is_emulated(void)
 {
     return strncmp(backends[CUDA]->kernels, "emulated", 8) == 0;
+}
+
+
+static inline unsigned long
+count_launches(void)
+{
+    return is_emulated() ? emu_n_launches : 0;
 }
 
 
@@ -323,11 +335,14 @@ most_of(enum dtype t)
     backends[i]->ops->name(backends[i], __VA_ARGS__)
 
 
+/* All n tests with both backends; what main() returns. */
 static inline int
-pair_open(void)
+pair_run(const struct CMUnitTest *tests, size_t n)
 {
-    struct err e;
+    const char *name = getenv("MOE_TEST_BACKEND");
+    struct err  e;
 
+    cmocka_set_message_output(CM_OUTPUT_TAP);
     backends[REF] = backend_open("cpu:ref", 1, 0, &e);
 
     if (backends[REF] == NULL) {
@@ -335,25 +350,20 @@ pair_open(void)
         return 1;
     }
 
-    const char *name = getenv("MOE_TEST_BACKEND");
-
     backends[CUDA] = backend_open(name != NULL ? name : "cuda", 2, 0, &e);
 
     if (backends[CUDA] == NULL) {
         printf("1..0 # SKIP %s\n", e.text);
-        exit(0);
+        return 0;
     }
 
-    return 0;
-}
+    int rc = _cmocka_run_group_tests("tests", tests, n, NULL, NULL);
 
-
-static inline void
-pair_close(void)
-{
     EACH(i) {
         backends[i]->ops->close(backends[i]);
     }
+
+    return rc;
 }
 
 
