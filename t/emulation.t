@@ -13,24 +13,39 @@ my @tests = map { ($ENV{BUILD} // 'build') . "/t/cuda/$_.emu" }
 plan skip_all => 'not built: ThreadSanitizer takes fibres for threads'
     unless -x $tests[0];
 
-sub passes {
-    my ($test, $what) = @_;
-    my $out = `$test 2>&1`;
-    is($?, 0, "$what, " . $test =~ s{.*/}{}r)
-        or diag(grep { !/^ok/ } map { "$_\n" } split /\n/, $out);
+# Runs of as many as there are cores at a time: what to set, and for what.
+my @runs;
+
+for my $test (@tests) {
+    for ([1, 1], [2, 1], [2, 2]) {
+        my ($order, $seed) = @$_;
+        push @runs, [$test, "MOE_EMU_ORDER=$order MOE_EMU_SEED=$seed",
+                     "every op in order of turns $order, seed $seed"];
+    }
+
+    # What does not have Hopper's warpgroups goes other ways, or may not use
+    # them.
+    push @runs, map { [$test, "MOE_TEST_BACKEND=cuda:$_", "every op, $_"] }
+                qw(unpaired mma deterministic);
 }
 
-for ([1, 1], [2, 1], [2, 2]) {
-    my ($order, $seed) = @$_;
-    local $ENV{MOE_EMU_ORDER} = $order;
-    local $ENV{MOE_EMU_SEED} = $seed;
-    passes($_, "every op in order of turns $order, seed $seed") for @tests;
-}
+chomp(my $n_cores = `nproc`);
 
-# What does not have Hopper's warpgroups goes other ways, or may not use them.
-for my $kind (qw(unpaired mma deterministic)) {
-    local $ENV{MOE_TEST_BACKEND} = "cuda:$kind";
-    passes($_, "every op, $kind") for @tests;
+while (my @now = splice @runs, 0, $n_cores) {
+    my @out = map {
+        open my $f, '-|', "$_->[1] $_->[0] 2>&1" or die "$_->[0]: $!";
+        $f;
+    } @now;
+
+    for (@now) {
+        my ($test, undef, $what) = @$_;
+        my $f = shift @out;
+        my @said = <$f>;
+
+        close $f;
+        is($?, 0, "$what, " . $test =~ s{.*/}{}r)
+            or diag(grep { !/^ok/ } @said);
+    }
 }
 
 # With a device or without, the choice is said, and is the operator's.
