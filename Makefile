@@ -258,11 +258,12 @@ bench-cuda:
 	    PEER=$(PEER) t/bench/cuda/run.sh $(O) $(PHASES); \
 	else echo "SKIP: no nvcc to build CUDA's benchmarks with"; fi
 
-# What another machine, which has a GPU, wants beside the tree.
+# What another machine, which has a GPU, wants beside the tree.  The programs are
+# alike but for a little, which xz sees where its window holds one of them.
 bench-cuda-pack: $(GPU_BENCH)
-	tar -czf $(O)/gpu.tgz -C $(O) $(GPU_BENCH:$(O)/%=%) \
+	XZ_OPT=-9 tar -cJf $(O)/gpu.txz -C $(O) $(GPU_BENCH:$(O)/%=%) \
 	    t/cuda/libcmocka.so.0
-	@echo "there: mkdir -p build && tar -xzf gpu.tgz -C build &&" \
+	@echo "there: mkdir -p build && tar -xJf gpu.txz -C build &&" \
 	    "t/bench/cuda/run.sh build"
 
 asan:
