@@ -9,7 +9,8 @@
 #
 # Full output goes to BUILD/cuda/*.log, or where OUT says; the table comes last,
 # and then the goals beside what these phases have measured.  CHECK_S and so on
-# bound each step of a phase in seconds: a phase ends within ten minutes.
+# bound each step of a phase in seconds; JOBS steps that time nothing run at a
+# time.  So a phase ends within ten minutes where there are six cores.
 #
 # PEER=path/to/llama-bench, of a llama.cpp that was built for this GPU, is one
 # more peer: the same weights, in a file of BUILD/peer that is written first.
@@ -19,6 +20,7 @@ build=$1
 shift
 phases=${*:-check kernels models peers sanitize}
 out=${OUT:-$build/cuda}
+jobs=${JOBS:-$(($(nproc) < 6 ? $(nproc) : 6))}
 mkdir -p "$out"
 : > "$out/bench.log"
 
@@ -35,15 +37,28 @@ limited() {
     esac
 }
 
+# Waits where as many steps run as shall at a time.
+queue() {
+    while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do
+        wait -n
+    done
+}
+
 # A line a test: which backend, how many cases passed and failed.
 check() {
-    for run in {ops,step,attention}:cuda{,:unpaired,:mma,:deterministic} \
-        model:cuda
-    do
+    local runs=({ops,step,attention}:cuda model:cuda
+                {ops,step,attention}:cuda:{unpaired,mma,deterministic})
+
+    for run in "${runs[@]}"; do
+        queue
+        MOE_TEST_BACKEND=${run#*:} limited "${CHECK_S:-180}" \
+            "$build/t/cuda/${run%%:*}.gpu" > "$out/${run//:/-}.log" 2>&1 &
+    done
+    wait
+
+    for run in "${runs[@]}"; do
         log="$out/${run//:/-}.log"
-        MOE_TEST_BACKEND=${run#*:} limited "${CHECK_S:-120}" \
-            "$build/t/cuda/${run%%:*}.gpu" > "$log" 2>&1
-        printf '%-24s %3d passed %3d failed %s\n' "$run" \
+        printf '%-29s %3d passed %3d failed %s\n' "$run" \
             "$(grep -c '^ok' "$log")" "$(grep -c '^not ok' "$log")" \
             "$(grep -E '^== |# SKIP' "$log" | tail -1)"
         grep -E '^not ok|^ERROR|^[^ ]+\.cu:[0-9]+|error' "$log" | head -20
@@ -53,14 +68,20 @@ check() {
 sanitize() {
     command -v compute-sanitizer > /dev/null \
         || { say 'no compute-sanitizer'; return; }
-    for tool in memcheck racecheck initcheck synccheck; do
-        for test in ops step attention; do
-            MOE_TEST_SMALL=1 limited "${SANITIZE_S:-120}" compute-sanitizer \
-                --tool $tool --error-exitcode 3 "$build/t/cuda/$test.gpu" \
-                > "$out/$tool-$test.log" 2>&1
-            say "$tool $test: $(grep -E 'SUMMARY|ERROR: |stopped' \
-                "$out/$tool-$test.log" | tail -1)"
-        done
+
+    local runs=({memcheck,racecheck,initcheck,synccheck}-{ops,step,attention})
+
+    for run in "${runs[@]}"; do
+        queue
+        MOE_TEST_SMALL=1 limited "${SANITIZE_S:-270}" compute-sanitizer \
+            --tool "${run%-*}" --error-exitcode 3 \
+            "$build/t/cuda/${run#*-}.gpu" > "$out/$run.log" 2>&1 &
+    done
+    wait
+
+    for run in "${runs[@]}"; do
+        say "$run: $(grep -E 'SUMMARY|ERROR: |stopped' "$out/$run.log" \
+            | tail -1)"
     done
 }
 
