@@ -12,7 +12,7 @@
  * Sums have an order of their own in the kernels that do several calls in one,
  * in those for many rows, and with attention in parts; "cuda:deterministic"
  * leaves these out, so that a token's numbers are the same in any company (D6);
- * but for qkv.cu's, which is for any number of rows.
+ * but for those that have one order for any number of rows: same[].
  *
  * What differs between steps is read from device memory: tokens, positions,
  * page tables.  How many parts attention is split into follows from the
