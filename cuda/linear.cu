@@ -414,7 +414,7 @@ launch_linear(struct cuda *c, struct linear_args *a, uint32_t n)
 /* Whether blocks of two row tiles and half of more than 32 rows find a
  * multiprocessor each: with all rows to a block half would have nothing. */
 static int
-is_narrow(const struct cuda *c, const struct linear_args *a, uint32_t n)
+is_half_idle(const struct cuda *c, const struct linear_args *a, uint32_t n)
 {
     uint32_t n_blocks = 0;
 
@@ -454,7 +454,7 @@ run_few(struct cuda *c, struct linear_args *a, uint32_t n)
     if (a->n_rows <= 8) {
         launch_linear<T, 1, 1>(c, a, n);
 
-    } else if (a->n_rows <= 32 || is_narrow(c, a, n)) {
+    } else if (a->n_rows <= 32 || is_half_idle(c, a, n)) {
         launch_linear<T, 2, 4>(c, a, n);
 
     } else {

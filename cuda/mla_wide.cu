@@ -395,10 +395,7 @@ soften(uint4 (&p)[PAGE / 16], float (&sum)[2], float (&s)[32],
 
 #pragma unroll
     for (int k = 0; k < PAGE / 16; k++) {
-        p[k] = make_uint4(hw_bf16x2(s[8 * k], s[8 * k + 1]),
-                          hw_bf16x2(s[8 * k + 2], s[8 * k + 3]),
-                          hw_bf16x2(s[8 * k + 4], s[8 * k + 5]),
-                          hw_bf16x2(s[8 * k + 6], s[8 * k + 7]));
+        p[k] = sums_as_a(&s[8 * k]);
 
         unsigned char *to = page_of(j) + VALUE_BLOCKS * BLOCK_BYTES
                             + hw_lane() % 4 * 4;

@@ -162,6 +162,16 @@ descriptor_turned(const unsigned char *at, uint32_t n_bytes)
 }
 
 
+/* 16 columns of a product's sums as A of the next one: what a lane has of them
+ * is what it shall have. */
+static __device__ __forceinline__ uint4
+sums_as_a(const float *s)
+{
+    return make_uint4(hw_bf16x2(s[0], s[1]), hw_bf16x2(s[2], s[3]),
+                      hw_bf16x2(s[4], s[5]), hw_bf16x2(s[6], s[7]));
+}
+
+
 /* 16 floats of a row as two pieces of bf16. */
 static inline __device__ void
 put_pieces(const struct atoms &y, uint32_t row, uint32_t group,
