@@ -66,7 +66,7 @@ struct prompt_args {
     uint32_t             n_values;
 };
 
-struct latent_args {
+struct latents_args {
     struct kv_store   kv;
     struct cuda_batch batch;
     uint32_t          layer;
@@ -120,7 +120,7 @@ turn_kernel(const struct stream_matrix w, size_t w_head, unsigned char *to,
 /* 16 columns of a key a thread: of its latent, up to whole column blocks, then
  * of its rotated part. */
 static __global__ void
-latents_kernel(const struct latent_args a)
+latents_kernel(const struct latents_args a)
 {
     uint32_t n_groups = cuda_div_up(a.n_latent, 64) * 4;
     uint32_t n_all = n_groups + ROPE / 16;
@@ -476,7 +476,7 @@ expand(struct cuda *c, const struct plan *p, const struct cuda_prompt *k,
     for (uint32_t t0 = 0; t0 < p->n_tiles; t0 += p->chunk) {
         uint32_t           n_tiles = min(p->chunk, p->n_tiles - t0);
         uint32_t           n_cols = cuda_div_up(k->mla.n_latent, 64);
-        struct latent_args l;
+        struct latents_args l;
         struct wide_args   w;
 
         memset(&l, 0, sizeof(l));
